@@ -1,0 +1,27 @@
+package deps
+
+import (
+	_ "filippo.io/age"
+	_ "github.com/caddyserver/certmagic"
+	_ "github.com/coredns/coredns/core/dnsserver"
+	_ "github.com/coredns/coredns/plugin/metrics/vars"
+	_ "github.com/coredns/coredns/plugin/pkg/dnstest"
+	_ "github.com/coredns/coredns/plugin/test"
+	_ "github.com/coredns/coredns/request"
+	_ "github.com/emersion/go-smtp"
+	_ "github.com/hashicorp/go-hclog"
+	_ "github.com/hashicorp/raft"
+	_ "github.com/hashicorp/raft-boltdb/v2"
+	_ "github.com/mholt/acmez/v3"
+	_ "github.com/miekg/dns"
+	_ "github.com/pelletier/go-toml/v2"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/spf13/cobra"
+	_ "golang.org/x/crypto/argon2"
+	_ "golang.org/x/crypto/chacha20poly1305"
+	_ "golang.org/x/sync/semaphore"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/term"
+	_ "golang.org/x/text/unicode/norm"
+)

@@ -1,0 +1,136 @@
+// Package lineproto holds what the two line protocols, SMTP and POP3, share on
+// the wire: an accept loop with connection limits, a connection whose reads and
+// writes cannot last for ever, and a line reader of bounded memory.
+package lineproto
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// Deadlines bounds how long a peer may take. Zero fields mean no such bound.
+type Deadlines struct {
+	Idle    time.Duration // longest silence in either direction
+	Session time.Duration // longest connection in total, whatever the progress
+	// MinRate is the fewest octets per second a bulk transfer may average once
+	// it has lasted RateGrace; see Conn.BeginTransfer.
+	MinRate   int64
+	RateGrace time.Duration
+}
+
+// ErrTooSlow says that a transfer fell below the minimum rate. It wraps
+// os.ErrDeadlineExceeded, as every other time limit here does.
+var ErrTooSlow = fmt.Errorf("transfer below the minimum rate: %w", os.ErrDeadlineExceeded)
+
+// Conn is a net.Conn that sets the deadline of every read and write itself. The
+// idle deadline is renewed by progress only.
+type Conn struct {
+	net.Conn
+	limits   Deadlines
+	started  time.Time
+	stop     atomic.Int64 // unix nanoseconds after which nothing is waited for; 0: none
+	transfer time.Time    // start of the bulk transfer; zero outside one
+	received int64        // octets read since then
+}
+
+// NewConn takes over c with the given limits, counted from now.
+func NewConn(c net.Conn, limits Deadlines) *Conn {
+	return &Conn{Conn: c, limits: limits, started: time.Now()}
+}
+
+// BeginTransfer starts to hold the reads that follow to the minimum rate.
+func (c *Conn) BeginTransfer() { c.transfer, c.received = time.Now(), 0 }
+
+// EndTransfer stops holding reads to the minimum rate.
+func (c *Conn) EndTransfer() { c.transfer = time.Time{} }
+
+// CloseBy makes every read and write fail from t on, those under way included.
+func (c *Conn) CloseBy(t time.Time) {
+	c.stop.Store(t.UnixNano())
+	c.Conn.SetDeadline(t)
+}
+
+// deadline is the earliest of the limits that apply now; zero means none.
+func (c *Conn) deadline(now time.Time) time.Time {
+	var d time.Time
+	earlier := func(t time.Time) {
+		if d.IsZero() || t.Before(d) {
+			d = t
+		}
+	}
+	if c.limits.Idle > 0 {
+		earlier(now.Add(c.limits.Idle))
+	}
+	if c.limits.Session > 0 {
+		earlier(c.started.Add(c.limits.Session))
+	}
+	if s := c.stop.Load(); s != 0 {
+		earlier(time.Unix(0, s))
+	}
+	return d
+}
+
+// Read reads what the peer sends, within the limits.
+func (c *Conn) Read(p []byte) (int, error) {
+	now := time.Now()
+	if !c.transfer.IsZero() && c.limits.MinRate > 0 {
+		if t := now.Sub(c.transfer); t > c.limits.RateGrace && float64(c.received) < t.Seconds()*float64(c.limits.MinRate) {
+			return 0, ErrTooSlow
+		}
+	}
+	if err := c.Conn.SetReadDeadline(c.deadline(now)); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Read(p)
+	c.received += int64(n)
+	return n, err
+}
+
+// writeChunk is how much is written under one idle deadline, so that a large
+// reply to a slow but living peer is progress.
+const writeChunk = 64 << 10
+
+// Write writes p, renewing the idle deadline for every 64 KiB that the peer took.
+func (c *Conn) Write(p []byte) (int, error) {
+	written := 0
+	for {
+		if err := c.Conn.SetWriteDeadline(c.deadline(time.Now())); err != nil {
+			return written, err
+		}
+		n, err := c.Conn.Write(p[:min(len(p), writeChunk)])
+		written += n
+		if p = p[n:]; err != nil || len(p) == 0 {
+			return written, err
+		}
+	}
+}
+
+// ErrLineTooLong says that a line was longer than asked for; it has been read to
+// its end and dropped.
+var ErrLineTooLong = errors.New("line too long")
+
+// ReadLine reads one line that ends with LF or CRLF and is at most max octets
+// long, its end included. It returns the line without its end. A longer line
+// gives ErrLineTooLong once its end was read. r's buffer must hold max octets.
+func ReadLine(r *bufio.Reader, max int) (string, error) {
+	line, err := r.ReadSlice('\n')
+	if err == nil && len(line) <= max {
+		line = line[:len(line)-1]
+		if n := len(line); n > 0 && line[n-1] == '\r' {
+			line = line[:n-1]
+		}
+		return string(line), nil
+	}
+	for errors.Is(err, bufio.ErrBufferFull) {
+		_, err = r.ReadSlice('\n')
+	}
+	if err != nil {
+		return "", err
+	}
+	return "", ErrLineTooLong
+}

@@ -1,0 +1,155 @@
+package lineproto
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Limits bounds the connections held at one time. Zero fields mean no such bound.
+type Limits struct {
+	Total      int
+	PerAddress int
+	PerNetwork int // per IPv4 /24 and IPv6 /48
+}
+
+// counter counts open connections against Limits.
+type counter struct {
+	limits Limits
+
+	mu    sync.Mutex
+	total int
+	open  map[netip.Prefix]int
+}
+
+func remote(c net.Conn) netip.Addr {
+	ap, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+	return ap.Addr().Unmap()
+}
+
+// prefixes gives what a connection from a is counted under besides the total.
+func prefixes(a netip.Addr) (address, network netip.Prefix) {
+	bits := 48
+	if a.Is4() {
+		bits = 24
+	}
+	network, _ = a.Prefix(bits)
+	return netip.PrefixFrom(a, a.BitLen()), network
+}
+
+// acquire counts a connection in, or names the limit that forbids it.
+func (n *counter) acquire(a netip.Addr) (release func(), refused string) {
+	address, network := prefixes(a)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	over := func(have, limit int) bool { return limit > 0 && have >= limit }
+	switch {
+	case over(n.total, n.limits.Total):
+		return nil, "connections in total"
+	case over(n.open[address], n.limits.PerAddress):
+		return nil, "connections from one address"
+	case over(n.open[network], n.limits.PerNetwork):
+		return nil, "connections from one network"
+	}
+	n.total++
+	n.open[address]++
+	if network != address {
+		n.open[network]++
+	}
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.total--
+		for _, p := range []netip.Prefix{address, network} {
+			if n.open[p]--; n.open[p] <= 0 {
+				delete(n.open, p)
+			}
+			if network == address {
+				break
+			}
+		}
+	}, ""
+}
+
+// Handler serves connections. Both methods must return once the connection fails;
+// the loop closes it after they do.
+type Handler interface {
+	// Handle serves one connection. ctx ends when the server begins to stop.
+	Handle(ctx context.Context, c net.Conn)
+	// Refuse tells a peer over a limit to come back later. It must not wait for
+	// the peer; the loop gives its writes a second.
+	Refuse(c net.Conn)
+}
+
+// Server runs a Handler on listeners.
+type Server struct {
+	Handler Handler
+	Limits  Limits
+	Log     *slog.Logger
+}
+
+// Serve accepts connections on ls, which count against the limits together, until
+// ctx ends; then it closes ls and returns when every connection has ended. The
+// error is that of a listener that failed by itself.
+func (s *Server) Serve(ctx context.Context, ls ...net.Listener) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	count := &counter{limits: s.Limits, open: make(map[netip.Prefix]int)}
+	var wg sync.WaitGroup
+	for _, l := range ls {
+		wg.Go(func() {
+			if err := s.accept(ctx, l, count, &wg); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	<-ctx.Done()
+	for _, l := range ls {
+		l.Close()
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
+func (s *Server) accept(ctx context.Context, l net.Listener, count *counter, wg *sync.WaitGroup) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			var t interface{ Temporary() bool } // out of descriptors: wait for some
+			if errors.As(err, &t) && t.Temporary() {
+				s.Log.Warn("accept failed", "listen", l.Addr(), "err", err)
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(100 * time.Millisecond):
+				}
+				continue
+			}
+			return err
+		}
+		release, refused := count.acquire(remote(c))
+		if refused != "" {
+			s.Log.Warn("connection refused", "peer", c.RemoteAddr().String(), "limit", refused)
+			c.SetDeadline(time.Now().Add(time.Second))
+			// The greeting fits the empty send buffer, so this does not wait.
+			s.Handler.Refuse(c)
+			c.Close()
+			continue
+		}
+		wg.Go(func() {
+			defer release()
+			defer c.Close()
+			s.Handler.Handle(ctx, c)
+		})
+	}
+}
