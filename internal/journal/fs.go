@@ -1,0 +1,88 @@
+package journal
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// File is an open file of an FS.
+type File interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	// Sync returns once the file's octets and length are on stable storage.
+	Sync() error
+	Truncate(size int64) error
+	Size() (int64, error)
+}
+
+// FS is the disk under a journal. Names are paths. Tests put a failing disk here.
+type FS interface {
+	MkdirAll(dir string) error
+	Create(name string) (File, error) // fails if name exists
+	Open(name string) (File, error)   // for reading and writing
+	Rename(from, to string) error
+	Remove(name string) error
+	ReadDir(dir string) ([]fs.DirEntry, error)
+	// SyncDir returns once the directory's entries are on stable storage.
+	SyncDir(dir string) error
+	// Free returns the octets that may still be written below dir.
+	Free(dir string) (int64, error)
+}
+
+// OS is the file system of the machine.
+type OS struct{}
+
+type osFile struct{ *os.File }
+
+func (f osFile) Sync() error {
+	for {
+		if err := unix.Fdatasync(int(f.Fd())); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+func (f osFile) Size() (int64, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
+
+func open(name string, flag int) (File, error) {
+	f, err := os.OpenFile(name, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (OS) MkdirAll(dir string) error                 { return os.MkdirAll(dir, 0o700) }
+func (OS) Create(name string) (File, error)          { return open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL) }
+func (OS) Open(name string) (File, error)            { return open(name, os.O_RDWR) }
+func (OS) Rename(from, to string) error              { return os.Rename(from, to) }
+func (OS) Remove(name string) error                  { return os.Remove(name) }
+func (OS) ReadDir(dir string) ([]fs.DirEntry, error) { return os.ReadDir(dir) }
+
+func (OS) SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func (OS) Free(dir string) (int64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return 0, err
+	}
+	return int64(s.Bavail) * s.Bsize, nil
+}
