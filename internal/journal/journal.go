@@ -179,7 +179,7 @@ func (j *Journal) List(mailbox string) []Meta {
 // Waiting sums up what waits in a mailbox.
 type Waiting struct {
 	Messages int
-	Octets   int64 // as they will be handed over
+	Octets   int64 // of the messages as they came in
 	Oldest   time.Time
 	Keys     map[string]int // messages by key id
 }
@@ -199,7 +199,7 @@ func (j *Journal) Waiting() map[string]Waiting {
 				w.Oldest = e.Received
 			}
 			w.Messages++
-			w.Octets += e.Handed
+			w.Octets += e.Octets
 			w.Keys[e.Key]++
 		}
 		if w.Messages > 0 {

@@ -460,7 +460,7 @@ func TestVector(t *testing.T) {
 		t.Fatal(id, err)
 	}
 	m := Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Unix(1_700_000_000, 5).UTC(),
-		Trace: 100, Octets: 2000, Handed: 2002, Sealed: 4, SHA256: [32]byte{1, 2, 3}, Flags: EightBit | BareLF}
+		Trace: 100, Octets: 2000, BareLFs: 2, Sealed: 4, SHA256: [32]byte{1, 2, 3}, Flags: EightBit | BareLF}
 	h, err := messageHeader(7, m)
 	if err != nil {
 		t.Fatal(err)

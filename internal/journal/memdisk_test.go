@@ -330,7 +330,7 @@ func text(rng *rand.Rand, n int) []byte {
 }
 
 func metaOf(id ID, mailbox string) Meta {
-	return Meta{ID: id, Mailbox: mailbox, Key: "0123456789abcdef", Received: time.Now().UTC(), Octets: 1, Handed: 3}
+	return Meta{ID: id, Mailbox: mailbox, Key: "0123456789abcdef", Received: time.Now().UTC(), Octets: 3}
 }
 
 func store(j *Journal, id ID, mailbox string, sealed []byte) error {

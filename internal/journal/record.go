@@ -58,7 +58,7 @@ type Meta struct {
 	Received time.Time
 	Trace    int64 // octets of the trace block at the start of the plaintext
 	Octets   int64 // octets of the message, as they came in
-	Handed   int64 // octets that POP3 hands over, before dot-stuffing
+	BareLFs  int64 // LF octets without CR before them
 	Sealed   int64 // octets of the sealed message; set by the journal
 	SHA256   [32]byte
 	Flags    Flags
@@ -167,7 +167,7 @@ func messageHeader(seq uint64, m Meta) ([]byte, error) {
 	b = binary.BigEndian.AppendUint64(b, uint64(m.Received.UnixNano()))
 	b = binary.BigEndian.AppendUint32(b, uint32(m.Trace))
 	b = binary.BigEndian.AppendUint64(b, uint64(m.Octets))
-	b = binary.BigEndian.AppendUint64(b, uint64(m.Handed))
+	b = binary.BigEndian.AppendUint64(b, uint64(m.BareLFs))
 	b = binary.BigEndian.AppendUint64(b, uint64(m.Sealed))
 	b = append(b, m.SHA256[:]...)
 	b = append(b, key...)
@@ -184,7 +184,7 @@ func parseMessageHeader(b []byte, flags Flags) (seq uint64, m Meta, err error) {
 	m.Received = time.Unix(0, int64(binary.BigEndian.Uint64(b[24:]))).UTC()
 	m.Trace = int64(binary.BigEndian.Uint32(b[32:]))
 	m.Octets = int64(binary.BigEndian.Uint64(b[36:]))
-	m.Handed = int64(binary.BigEndian.Uint64(b[44:]))
+	m.BareLFs = int64(binary.BigEndian.Uint64(b[44:]))
 	m.Sealed = int64(binary.BigEndian.Uint64(b[52:]))
 	copy(m.SHA256[:], b[60:92])
 	m.Key = hex.EncodeToString(b[92:100])
@@ -212,4 +212,11 @@ func parseTombstoneHeader(b []byte) (seq uint64, ids []ID, err error) {
 		ids = append(ids, ID(b[at:at+16]))
 	}
 	return binary.BigEndian.Uint64(b), ids, nil
+}
+
+// TraceBinding is the first line of the trace block at the start of a sealed
+// message's plaintext. It binds the octets to the record: a message that was moved
+// under another id or mailbox is seen when it is opened.
+func TraceBinding(id ID, mailbox string) string {
+	return "X-Msgw-Id: " + id.String() + " " + mailbox + "\r\n"
 }

@@ -1,0 +1,246 @@
+package smtpnode
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/emersion/go-smtp"
+
+	"msgw/internal/lineproto"
+)
+
+// conn is one SMTP connection. One goroutine runs it from greeting to end.
+type conn struct {
+	srv  *Server
+	ctx  context.Context
+	log  *slog.Logger
+	line *lineproto.Conn
+	br   *bufio.Reader
+	bw   *bufio.Writer
+	peer netip.AddrPort
+
+	tls     *tls.ConnectionState // nil in plaintext
+	helo    string
+	esmtp   bool
+	session smtp.Session
+
+	mail  *smtp.MailOptions // nil outside a transaction
+	rcpts int
+
+	pending      *string // a command read ahead by BDAT
+	errors       int     // refused commands
+	idle         int     // commands since the last accepted message
+	broken       error   // why the connection cannot go on
+	transferring atomic.Bool
+}
+
+// Handle runs a connection; see lineproto.Handler.
+func (s *Server) Handle(ctx context.Context, nc net.Conn) {
+	s.metrics.open.Inc()
+	defer s.metrics.open.Dec()
+	peer, _ := netip.ParseAddrPort(nc.RemoteAddr().String())
+	c := &conn{srv: s, ctx: ctx, line: lineproto.NewConn(nc, s.opt.Deadlines), peer: peer,
+		log: s.opt.Log.With("peer", peer.String())}
+	c.setConn(c.line)
+	c.session = s.newSession(c)
+	stop := context.AfterFunc(ctx, func() {
+		if c.transferring.Load() {
+			c.line.CloseBy(time.Now().Add(s.opt.Grace))
+		} else {
+			c.line.CloseBy(time.Now())
+		}
+	})
+	defer stop()
+	defer func() {
+		if err := c.session.Logout(); err != nil {
+			c.log.Warn("smtp session end", "err", err)
+		}
+	}()
+	c.run()
+}
+
+func (c *conn) setConn(nc net.Conn) {
+	c.br = bufio.NewReaderSize(nc, 64<<10)
+	c.bw = bufio.NewWriterSize(nc, 4<<10)
+}
+
+func (c *conn) run() {
+	if err := c.srv.opt.Store.Err(); err != nil {
+		c.log.Warn("smtp greeting refused", "err", err)
+		c.farewell("4.3.2", "cannot accept mail now, try another host")
+		return
+	}
+	c.reply(220, "", c.srv.opt.Host+" ESMTP msgw")
+	first := true
+	for c.broken == nil {
+		if c.ctx.Err() != nil {
+			c.farewell("4.3.2", "closing down")
+			return
+		}
+		line, err := c.readCommand()
+		if errors.Is(err, lineproto.ErrLineTooLong) {
+			c.refuse(500, "5.5.2", "line too long")
+			continue
+		}
+		if err != nil {
+			c.end(err)
+			return
+		}
+		verb, arg := cutVerb(line)
+		if first && (verb == "GET" || verb == "POST" || verb == "PUT" || verb == "CONNECT" || verb == "OPTIONS" || strings.HasPrefix(line, "\x16\x03")) {
+			// A browser or a TLS client made to talk to us: say nothing it could use.
+			c.log.Info("smtp connection closed", "reason", "not SMTP")
+			return
+		}
+		first = false
+		if c.idle++; c.idle > c.srv.opt.MaxIdle {
+			c.farewell("4.7.0", "too many commands without a message")
+			return
+		}
+		if quit := c.command(verb, arg); quit {
+			return
+		}
+		if c.errors > c.srv.opt.MaxErrors {
+			c.farewell("4.7.0", "too many errors")
+			return
+		}
+	}
+	if !errors.Is(c.broken, io.EOF) {
+		c.end(c.broken)
+	}
+}
+
+// end reacts to a connection that failed between messages or inside one.
+func (c *conn) end(err error) {
+	switch {
+	case c.ctx.Err() != nil:
+		c.farewell("4.3.2", "closing down")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.log.Info("smtp connection timed out", "err", err)
+		c.farewell("4.4.2", "timeout")
+	case !errors.Is(err, io.EOF):
+		c.log.Info("smtp connection lost", "err", err)
+	}
+}
+
+// farewell ends the session with 421 (RFC 5321 section 3.8).
+func (c *conn) farewell(enhanced, text string) {
+	c.line.CloseBy(time.Now().Add(2 * time.Second))
+	c.reply(421, enhanced, c.srv.opt.Host+" "+text)
+	c.bw.Flush()
+}
+
+// readCommand returns the next command line, the one read ahead first.
+func (c *conn) readCommand() (string, error) {
+	if p := c.pending; p != nil {
+		c.pending = nil
+		return *p, nil
+	}
+	// Replies to pipelined commands go out together (RFC 2920 section 3.2).
+	if c.br.Buffered() == 0 {
+		if err := c.bw.Flush(); err != nil {
+			return "", err
+		}
+	}
+	return lineproto.ReadLine(c.br, maxLine)
+}
+
+func cutVerb(line string) (verb, arg string) {
+	verb, arg, _ = strings.Cut(line, " ")
+	return strings.ToUpper(strings.TrimRight(verb, "\t")), strings.TrimSpace(arg)
+}
+
+// command runs one command and reports whether the session ends.
+func (c *conn) command(verb, arg string) (quit bool) {
+	switch verb {
+	case "EHLO":
+		c.ehlo(arg, true)
+	case "HELO":
+		c.ehlo(arg, false)
+	case "STARTTLS":
+		return c.startTLS(arg)
+	case "MAIL":
+		c.mailCommand(arg)
+	case "RCPT":
+		c.rcptCommand(arg)
+	case "DATA":
+		c.dataCommand(arg)
+	case "BDAT":
+		c.bdatCommand(arg)
+	case "RSET":
+		c.reset()
+		c.reply(250, "2.0.0", "reset")
+	case "NOOP":
+		c.reply(250, "2.0.0", "ok")
+	case "VRFY":
+		c.reply(252, "2.5.2", "send some mail and it will be tried") // RFC 5321 section 3.5.3
+	case "QUIT":
+		c.reply(221, "2.0.0", "bye")
+		c.bw.Flush()
+		return true
+	case "AUTH", "EXPN", "HELP", "TURN", "ETRN":
+		c.refuse(502, "5.5.1", "not offered here")
+	default:
+		c.refuse(500, "5.5.2", "command not recognised")
+	}
+	return false
+}
+
+// reset ends the transaction, if there is one.
+func (c *conn) reset() {
+	c.mail, c.rcpts = nil, 0
+	c.session.Reset()
+}
+
+// refuse replies and counts against the error budget.
+func (c *conn) refuse(code int, enhanced, text string) {
+	c.errors++
+	c.reply(code, enhanced, text)
+}
+
+// reply queues a reply; each line of text becomes one of the reply's. Enhanced
+// codes go with 2xx, 4xx and 5xx (RFC 2034 section 4).
+func (c *conn) reply(code int, enhanced, text string) {
+	lines := strings.Split(strings.ReplaceAll(text, "\r", ""), "\n")
+	if enhanced != "" {
+		enhanced += " "
+	}
+	for i, l := range lines {
+		sep := "-"
+		if i == len(lines)-1 {
+			sep = " "
+		}
+		fmt.Fprintf(c.bw, "%d%s%s%s\r\n", code, sep, enhanced, l)
+	}
+}
+
+// replyError answers with what err says. Only an *smtp.SMTPError chose its words
+// for the peer; anything else is our trouble, hence temporary, and not told.
+func (c *conn) replyError(err error) {
+	var se *smtp.SMTPError
+	if !errors.As(err, &se) {
+		c.log.Error("smtp command failed", "err", err)
+		se = errTemporary
+	}
+	if se.Code/100 != 2 {
+		c.errors++
+	}
+	code := ""
+	if e := se.EnhancedCode; e != (smtp.EnhancedCode{}) {
+		code = fmt.Sprintf("%d.%d.%d", e[0], e[1], e[2])
+	}
+	c.reply(se.Code, code, se.Message)
+}
+
+var errTemporary = &smtp.SMTPError{Code: 451, EnhancedCode: smtp.EnhancedCode{4, 3, 0}, Message: "temporary trouble here, try again later"}

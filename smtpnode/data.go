@@ -1,0 +1,173 @@
+package smtpnode
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+
+	"github.com/emersion/go-smtp"
+)
+
+// transferable says why no message can follow now, or nil.
+func (c *conn) transferable() error {
+	switch {
+	case c.mail == nil:
+		return &smtp.SMTPError{Code: 503, EnhancedCode: smtp.EnhancedCode{5, 5, 1}, Message: "say MAIL first"}
+	case c.rcpts == 0:
+		return &smtp.SMTPError{Code: 554, EnhancedCode: smtp.EnhancedCode{5, 5, 1}, Message: "no valid recipients"}
+	}
+	return nil
+}
+
+// dataCommand receives a message behind DATA (RFC 5321 section 4.1.1.4).
+func (c *conn) dataCommand(arg string) {
+	err := c.transferable()
+	switch {
+	case err != nil:
+	case arg != "":
+		err = bad("DATA takes no parameter")
+	case c.mail.Body == smtp.BodyBinaryMIME:
+		// RFC 3030 section 3.
+		err = &smtp.SMTPError{Code: 503, EnhancedCode: smtp.EnhancedCode{5, 5, 1}, Message: "BINARYMIME needs BDAT"}
+	}
+	if err != nil {
+		c.replyError(err)
+		return
+	}
+	c.reply(354, "", "end with <CRLF>.<CRLF>")
+	if err := c.bw.Flush(); err != nil {
+		c.broken = err
+		return
+	}
+	r := &dataReader{br: c.br, left: c.srv.opt.MaxSize, patience: c.srv.opt.MaxSize}
+	c.deliver(r, r.drain)
+}
+
+// deliver runs the session's Data and answers for it. drain reads what the
+// session left; the connection is broken if it cannot.
+func (c *conn) deliver(r io.Reader, drain func() error) {
+	c.transferring.Store(true)
+	c.line.BeginTransfer()
+	err := c.session.Data(r)
+	if rest := drain(); rest != nil {
+		// Cut off inside the message, or aborted: nobody waits for an answer.
+		err = nil
+		if !errors.Is(rest, errAborted) {
+			c.broken = rest
+		}
+	} else if err == nil {
+		c.reply(250, "2.0.0", "stored")
+		c.idle, c.errors = 0, 0
+	} else {
+		c.replyError(err)
+		if se := (*smtp.SMTPError)(nil); errors.As(err, &se) && se.Code/100 == 2 {
+			c.idle, c.errors = 0, 0
+		}
+	}
+	c.line.EndTransfer()
+	c.transferring.Store(false)
+	c.reset()
+}
+
+// dataReader returns the octets of a message sent behind DATA. Its end is
+// CRLF.CRLF and nothing else (RFC 5321 section 4.1.1.4); any other dot, LF or CR
+// is content and passes unchanged, but for the dot that transparency added
+// (section 4.5.2). A connection that ends earlier gives io.ErrUnexpectedEOF, a
+// message larger than left gives errTooLarge.
+type dataReader struct {
+	br       *bufio.Reader
+	left     int64
+	patience int64 // octets that drain reads before it gives up
+	inLine   bool  // the last octet read did not end a line
+	cr       bool  // it was a CR
+	ended    bool  // the end of the message was read
+	err      error
+}
+
+func (r *dataReader) Read(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := r.next(p)
+	for err == nil && n < len(p) && r.br.Buffered() >= 3 { // without waiting for more
+		var m int
+		m, err = r.next(p[n:])
+		n += m
+	}
+	r.ended = err == io.EOF
+	if int64(n) > r.left {
+		n, err = int(r.left), errTooLarge
+	}
+	r.left -= int64(n)
+	r.err = err
+	return n, err
+}
+
+// next copies octets up to the end of a line, the end of p, or the end of what
+// has arrived.
+func (r *dataReader) next(p []byte) (int, error) {
+	if !r.inLine {
+		// At the start of a line at least ".CRLF" is still to come.
+		start, err := r.br.Peek(3)
+		if err != nil {
+			return 0, unexpected(err)
+		}
+		if start[0] == '.' {
+			r.br.Discard(1)
+			if start[1] == '\r' && start[2] == '\n' {
+				r.br.Discard(2)
+				return 0, io.EOF
+			}
+		}
+		r.inLine, r.cr = true, false
+	}
+	if _, err := r.br.Peek(1); err != nil {
+		return 0, unexpected(err)
+	}
+	have, _ := r.br.Peek(min(r.br.Buffered(), len(p)))
+	n := len(have)
+	if i := bytes.IndexByte(have, '\n'); i >= 0 {
+		n = i + 1
+		if before := i - 1; before >= 0 && have[before] == '\r' || before < 0 && r.cr {
+			r.inLine = false
+		}
+	}
+	r.cr = have[n-1] == '\r'
+	copy(p, have[:n])
+	r.br.Discard(n)
+	return n, nil
+}
+
+// drain reads the rest of the message, as far as patience reaches.
+func (r *dataReader) drain() error {
+	switch {
+	case r.ended:
+		return nil
+	case r.err != nil && !errors.Is(r.err, errTooLarge):
+		return r.err
+	}
+	r.err = nil
+	buf := make([]byte, 32<<10)
+	for spent := int64(0); spent < r.patience; {
+		n, err := r.next(buf)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		spent += int64(n)
+	}
+	return errors.New("sender goes on far beyond the size limit")
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

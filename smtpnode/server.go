@@ -1,0 +1,130 @@
+// Package smtpnode is the journal receiver: SMTP on the wire, and what is
+// accepted from whom.
+//
+// It promises: a 250 for a message is sent only after Store.Commit returned nil
+// for every recipient; the octets committed are the octets the sender sent; a
+// connection that ends inside a message never commits it; whatever may be better
+// later is answered with a 4xx code.
+//
+// Sessions follow the contract of github.com/emersion/go-smtp; the engine that
+// drives them is this package's own and synchronous, because go-smtp's server
+// delivers a cut-off BDAT LAST as a complete message (see upstream_test.go).
+package smtpnode
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/emersion/go-smtp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"msgw/internal/journal"
+	"msgw/internal/lineproto"
+)
+
+// Mailboxes finds the mailbox that an address names.
+type Mailboxes interface {
+	// Mailbox looks up the address as the sender wrote it, without brackets. The
+	// error is ErrUnknown if the mailbox certainly does not exist, ErrUncertain if
+	// another node may know better.
+	Mailbox(address string) (Mailbox, error)
+}
+
+// Mailbox is what the receiver needs to know of one.
+type Mailbox struct {
+	ID        string
+	Suspended bool
+	Key       string // id of the active key
+	Recipient string // its public half, an age recipient
+}
+
+// Store makes messages durable; *journal.Journal is one.
+type Store interface {
+	NewBody(journal.ID) *journal.Body
+	// Commit returns nil once every message is as durable as promised.
+	Commit(...journal.Message) error
+	// Room returns why a message of size octets cannot be taken now, or nil.
+	Room(size int64) error
+	// Err returns why nothing at all can be taken, or nil.
+	Err() error
+}
+
+// Options of a Server. Zero limits mean the defaults.
+type Options struct {
+	Host      string // greeted with
+	TLS       *tls.Config
+	Mailboxes Mailboxes
+	Store     Store
+	Log       *slog.Logger
+	Metrics   prometheus.Registerer // nil: none
+
+	MaxSize       int64 // octets of a message; default 250 MiB
+	MaxRecipients int   // per message; default 100 (RFC 5321 section 4.5.3.1.8)
+	MaxErrors     int   // refused commands before 421; default 10
+	MaxIdle       int   // commands without an accepted message before 421; default 200
+	Limits        lineproto.Limits
+	Deadlines     lineproto.Deadlines
+	TLSTime       time.Duration // for the handshake; default 30 s
+	Grace         time.Duration // for transfers under way at a stop; default 10 s
+}
+
+// maxLine is the longest command line: RFC 5321 section 4.5.3.1.4 asks for 512
+// octets, extensions for more (RFC 6531 section 3.4).
+const maxLine = 2048
+
+// Server receives mail on listeners.
+type Server struct {
+	opt     Options
+	metrics *metrics
+	// newSession makes the session of a connection; tests put others here.
+	newSession func(*conn) smtp.Session
+}
+
+func orDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// New returns a server that does not listen yet.
+func New(opt Options) *Server {
+	orDefault(&opt.MaxSize, 250<<20)
+	orDefault(&opt.MaxRecipients, 100)
+	orDefault(&opt.MaxErrors, 10)
+	orDefault(&opt.MaxIdle, 200)
+	orDefault(&opt.Limits, lineproto.Limits{Total: 1000, PerAddress: 64, PerNetwork: 256})
+	orDefault(&opt.Deadlines, lineproto.Deadlines{Idle: 5 * time.Minute, Write: time.Minute, Session: 4 * time.Hour, MinRate: 1 << 10, RateGrace: time.Minute})
+	orDefault(&opt.TLSTime, 30*time.Second)
+	orDefault(&opt.Grace, 10*time.Second)
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.TLS != nil {
+		opt.TLS = opt.TLS.Clone()
+		// Exchange Online stalls on a Go server that resumes sessions:
+		// https://github.com/golang/go/issues/70232
+		opt.TLS.SessionTicketsDisabled = true
+		opt.TLS.MinVersion = max(opt.TLS.MinVersion, tls.VersionTLS12)
+	}
+	s := &Server{opt: opt, metrics: newMetrics(opt.Metrics)}
+	s.newSession = func(c *conn) smtp.Session { return &session{srv: s, conn: c} }
+	return s
+}
+
+// Serve receives mail on l until ctx ends; then no connection is accepted, idle
+// ones are told 421, transfers under way have Options.Grace to finish, and nothing
+// is acknowledged after Serve returned.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	ls := lineproto.Server{Handler: s, Limits: s.opt.Limits, Log: s.opt.Log}
+	return ls.Serve(ctx, l)
+}
+
+// Refuse answers a connection beyond the limits; see lineproto.Handler.
+func (s *Server) Refuse(c net.Conn) {
+	s.metrics.refused.Inc()
+	c.Write([]byte("421 4.7.0 " + s.opt.Host + " too many connections, try again later\r\n"))
+}

@@ -1,0 +1,233 @@
+package smtpnode
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/emersion/go-smtp"
+
+	"msgw/internal/journal"
+	"msgw/internal/seal"
+)
+
+var (
+	// ErrUnknown says that a mailbox certainly does not exist.
+	ErrUnknown = errors.New("no such mailbox")
+	// ErrUncertain says that it is not known here, but may be elsewhere.
+	ErrUncertain = errors.New("mailbox not known here yet")
+)
+
+// session accepts journal mail. It implements smtp.Session.
+type session struct {
+	srv  *Server
+	conn *conn
+
+	from string
+	to   []recipient
+}
+
+var _ smtp.Session = (*session)(nil)
+
+// recipient is a mailbox with the addresses that named it in this transaction.
+type recipient struct {
+	mailbox   Mailbox
+	addresses []string
+}
+
+// Reset forgets the transaction.
+func (s *session) Reset() { s.from, s.to = "", nil }
+
+// Logout ends the session.
+func (s *session) Logout() error { return nil }
+
+// Mail begins a message. It refuses, temporarily, what there is no room for.
+func (s *session) Mail(from string, opts *smtp.MailOptions) error {
+	if err := s.storable(opts.Size); err != nil {
+		s.conn.log.Warn("mail refused", "at", "MAIL", "from", from, "err", err)
+		return err
+	}
+	s.from = from
+	return nil
+}
+
+// storable says why a message of size octets cannot be stored now, or nil.
+func (s *session) storable(size int64) error {
+	if err := s.srv.opt.Store.Err(); err != nil {
+		return temporary(451, 3, 0, "cannot store mail now, try another host", err)
+	}
+	if err := s.srv.opt.Store.Room(size); err != nil {
+		return storeError(err)
+	}
+	return nil
+}
+
+// Rcpt adds a recipient.
+func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
+	m, err := s.srv.opt.Mailboxes.Mailbox(to)
+	switch {
+	case errors.Is(err, ErrUnknown):
+		err = &refusal{smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no such mailbox here"}, err}
+	case errors.Is(err, ErrUncertain):
+		err = temporary(451, 1, 1, "mailbox not known here yet, try again later", err)
+	case err != nil:
+		err = temporary(451, 3, 0, errTemporary.Message, err)
+	case m.Suspended:
+		err = temporary(450, 2, 1, "mailbox is suspended, try again later", errors.New("mailbox is suspended"))
+	}
+	if err != nil {
+		s.srv.metrics.messages.WithLabelValues("refused-recipient").Inc()
+		s.conn.log.Info("mail refused", "at", "RCPT", "from", s.from, "to", to, "err", err)
+		return err
+	}
+	for i := range s.to {
+		if s.to[i].mailbox.ID == m.ID {
+			s.to[i].addresses = append(s.to[i].addresses, to)
+			return nil
+		}
+	}
+	s.to = append(s.to, recipient{m, []string{to}})
+	return nil
+}
+
+// draft is the copy of the message for one recipient.
+type draft struct {
+	to    recipient
+	meta  journal.Meta
+	body  *journal.Body
+	plain io.WriteCloser // seals into body
+}
+
+// Data seals and stores the message for every recipient, all or none. It returns
+// an *smtp.SMTPError with code 250 that names the message ids.
+func (s *session) Data(r io.Reader) error {
+	start := time.Now()
+	drafts := make([]*draft, 0, len(s.to))
+	defer func() {
+		for _, d := range drafts {
+			d.body.Discard() // nothing, once it is committed
+		}
+	}()
+	count := &octets{}
+	writers := []io.Writer{count}
+	for _, to := range s.to {
+		d, err := s.begin(to, start)
+		if err != nil {
+			return s.refused("begin", err)
+		}
+		drafts = append(drafts, d)
+		writers = append(writers, d.plain)
+	}
+	buf := make([]byte, 32<<10)
+	if _, err := io.CopyBuffer(io.MultiWriter(writers...), onlyReader{r}, buf); err != nil {
+		return s.refused("receive", err)
+	}
+	last := time.Now()
+	msgs := make([]journal.Message, len(drafts))
+	for i, d := range drafts {
+		if err := d.plain.Close(); err != nil {
+			return s.refused("seal", err)
+		}
+		d.meta.Octets, d.meta.BareLFs, d.meta.Flags = count.total, count.bareLFs, count.result()
+		msgs[i] = journal.Message{Meta: d.meta, Body: d.body}
+	}
+	if err := s.srv.opt.Store.Commit(msgs...); err != nil {
+		return s.refused("commit", err)
+	}
+	s.srv.metrics.seconds.Observe(time.Since(last).Seconds())
+	s.srv.metrics.octets.Add(float64(count.total))
+	var ids []string
+	for _, d := range drafts {
+		ids = append(ids, "stored "+d.meta.ID.String())
+		s.srv.metrics.messages.WithLabelValues("accepted").Inc()
+		s.conn.log.Info("mail accepted", "id", d.meta.ID.String(), "mailbox", d.to.mailbox.ID, "from", s.from,
+			"octets", count.total, "tls", s.conn.tls != nil, "report", d.meta.Flags&journal.JournalReport != 0,
+			"ms", time.Since(start).Milliseconds())
+	}
+	return &smtp.SMTPError{Code: 250, EnhancedCode: smtp.EnhancedCode{2, 0, 0}, Message: strings.Join(ids, "\n")}
+}
+
+// onlyReader hides every method but Read, so that buf is used.
+type onlyReader struct{ io.Reader }
+
+// begin opens the sealed copy of one recipient and writes its trace block: what is
+// known of the transfer, which belongs beside the message and not into it.
+func (s *session) begin(to recipient, now time.Time) (*draft, error) {
+	id := journal.NewID()
+	d := &draft{to: to, body: s.srv.opt.Store.NewBody(id)}
+	var err error
+	if d.plain, err = seal.Writer(d.body, to.mailbox.Recipient); err != nil {
+		return nil, err
+	}
+	trace := s.trace(id, to, now)
+	if _, err := io.WriteString(d.plain, trace); err != nil {
+		return nil, err
+	}
+	d.meta = journal.Meta{ID: id, Mailbox: to.mailbox.ID, Key: to.mailbox.Key, Received: now.UTC(), Trace: int64(len(trace))}
+	return d, nil
+}
+
+// trace writes the trace block as header lines, the last of them empty. Its first
+// line binds the sealed octets to the record that holds them.
+func (s *session) trace(id journal.ID, to recipient, now time.Time) string {
+	var b strings.Builder
+	b.WriteString(journal.TraceBinding(id, to.mailbox.ID))
+	fmt.Fprintf(&b, "Return-Path: <%s>\r\n", s.from) // RFC 5321 section 4.4
+	with := "SMTP"
+	if s.conn.esmtp {
+		with = "ESMTP"
+	}
+	if t := s.conn.tls; t != nil {
+		with += "S\r\n\t(" + tls.VersionName(t.Version) + " " + tls.CipherSuiteName(t.CipherSuite) + ")" // RFC 3848
+	}
+	fmt.Fprintf(&b, "Received: from %s ([%s])\r\n\tby %s with %s id %s;\r\n\t%s\r\n", s.conn.helo, s.conn.peer.Addr(),
+		s.srv.opt.Host, with, id, now.Format(time.RFC1123Z))
+	fmt.Fprintf(&b, "X-Envelope-From: <%s>\r\n", s.from)
+	for _, a := range to.addresses {
+		fmt.Fprintf(&b, "X-Envelope-To: <%s>\r\n", a)
+	}
+	b.WriteString("\r\n")
+	return b.String()
+}
+
+// refused logs why a message was not stored and returns what to tell the sender.
+func (s *session) refused(at string, err error) error {
+	var se *smtp.SMTPError
+	class := "refused"
+	switch {
+	case errors.As(err, &se):
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errAborted):
+		class = "incomplete"
+	default:
+		err = storeError(err)
+	}
+	s.srv.metrics.messages.WithLabelValues(class).Inc()
+	s.conn.log.Warn("mail not stored", "at", at, "from", s.from, "recipients", len(s.to), "err", err)
+	return err
+}
+
+// refusal is an answer to the sender with the cause that only the log sees.
+type refusal struct {
+	smtp.SMTPError
+	cause error
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("%d: %v", r.Code, r.cause) }
+func (r *refusal) Unwrap() []error {
+	return []error{&r.SMTPError, r.cause}
+}
+
+func temporary(code, subject, detail int, text string, cause error) error {
+	return &refusal{smtp.SMTPError{Code: code, EnhancedCode: smtp.EnhancedCode{4, subject, detail}, Message: text}, cause}
+}
+
+// storeError makes the answer for trouble of ours: always a temporary one.
+func storeError(err error) error {
+	if errors.Is(err, journal.ErrDiskFull) {
+		return temporary(452, 3, 1, "no room for this message now, try another host", err)
+	}
+	return temporary(451, 3, 0, errTemporary.Message, err)
+}

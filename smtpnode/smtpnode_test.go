@@ -1,0 +1,678 @@
+package smtpnode
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"msgw/internal/journal"
+	"msgw/internal/seal"
+)
+
+const password = "a password of some length"
+
+var keyOnce = sync.OnceValues(func() (seal.Key, []seal.Identity) {
+	d := seal.NewDeriver(64 << 10)
+	k, err := seal.NewKey(context.Background(), d, "mbx-1", password, seal.GeneratedKDF, time.Now())
+	if err != nil {
+		panic(err)
+	}
+	ids, err := seal.Unlock(context.Background(), d, "mbx-1", password, []seal.Key{k})
+	if err != nil {
+		panic(err)
+	}
+	return k, ids
+})
+
+var certOnce = sync.OnceValue(func() tls.Certificate {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "mx.example.org"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &k.PublicKey, k)
+	if err != nil {
+		panic(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}
+})
+
+type fakeMailboxes struct{}
+
+func (fakeMailboxes) Mailbox(a string) (Mailbox, error) {
+	k, _ := keyOnce()
+	local, _, _ := strings.Cut(strings.ToLower(a), "@")
+	local, _, _ = strings.Cut(local, "+")
+	switch local {
+	case "mbx-1", "mbx-2":
+		return Mailbox{ID: local, Key: k.ID, Recipient: k.Recipient}, nil
+	case "suspended":
+		return Mailbox{ID: local, Suspended: true}, nil
+	case "new":
+		return Mailbox{}, ErrUncertain
+	case "broken":
+		return Mailbox{}, errors.New("secret detail")
+	}
+	return Mailbox{}, ErrUnknown
+}
+
+// faultyStore is a journal whose answers a test can change.
+type faultyStore struct {
+	*journal.Journal
+	mu                sync.Mutex
+	commit, room, err error
+}
+
+func (s *faultyStore) set(commit, room, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.commit, s.room, s.err = commit, room, err
+}
+
+func (s *faultyStore) errs() (commit, room, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.commit, s.room, s.err
+}
+
+func (s *faultyStore) Commit(ms ...journal.Message) error {
+	if err, _, _ := s.errs(); err != nil {
+		return err
+	}
+	return s.Journal.Commit(ms...)
+}
+func (s *faultyStore) Room(n int64) error {
+	if _, err, _ := s.errs(); err != nil {
+		return err
+	}
+	return s.Journal.Room(n)
+}
+func (s *faultyStore) Err() error {
+	if _, _, err := s.errs(); err != nil {
+		return err
+	}
+	return s.Journal.Err()
+}
+
+type rig struct {
+	t     *testing.T
+	store *faultyStore
+	addr  string
+	stop  func() error
+}
+
+func start(t *testing.T, change func(*Options)) *rig {
+	t.Helper()
+	j, err := journal.Open(t.TempDir(), journal.Options{InlineMax: 10_000, Reserve: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, store: &faultyStore{Journal: j}}
+	opt := Options{Host: "mx.example.org", TLS: &tls.Config{Certificates: []tls.Certificate{certOnce()}},
+		Mailboxes: fakeMailboxes{}, Store: r.store}
+	if change != nil {
+		change(&opt)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.addr = l.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- New(opt).Serve(ctx, l) }()
+	r.stop = sync.OnceValue(func() error { cancel(); return <-done })
+	t.Cleanup(func() {
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+		j.Close()
+	})
+	return r
+}
+
+// plaintext opens the messages of a mailbox, those before skip excepted, and
+// returns trace and octets.
+func (r *rig) plaintext(mailbox string, skip int) (traces, messages []string) {
+	r.t.Helper()
+	_, ids := keyOnce()
+	for _, m := range r.store.List(mailbox)[skip:] {
+		rd, err := r.store.Open(m.ID)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		p, n, err := seal.Open(rd, m.Sealed, ids)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		b := make([]byte, n)
+		if _, err := p.ReadAt(b, 0); err != nil && err != io.EOF {
+			r.t.Fatal(err)
+		}
+		rd.Close()
+		if n != m.Trace+m.Octets {
+			r.t.Errorf("%s: plaintext of %d octets, trace %d, message %d", m.ID, n, m.Trace, m.Octets)
+		}
+		traces, messages = append(traces, string(b[:m.Trace])), append(messages, string(b[m.Trace:]))
+	}
+	return traces, messages
+}
+
+type client struct {
+	t *testing.T
+	net.Conn
+	r *bufio.Reader
+}
+
+func (r *rig) dial() *client {
+	r.t.Helper()
+	c, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	return &client{r.t, c, bufio.NewReader(c)}
+}
+
+// expect reads one reply and checks that it starts with want.
+func (c *client) expect(want string) string {
+	c.t.Helper()
+	var all strings.Builder
+	for {
+		line, err := c.r.ReadString('\n')
+		if err != nil {
+			c.t.Fatalf("waiting for %q: %v after %q", want, err, all.String())
+		}
+		all.WriteString(line)
+		if len(line) < 4 || line[3] != '-' {
+			break
+		}
+	}
+	if !strings.HasPrefix(all.String(), want) {
+		c.t.Fatalf("got %q, want %q", all.String(), want)
+	}
+	return all.String()
+}
+
+func (c *client) send(s string) {
+	c.t.Helper()
+	if _, err := io.WriteString(c, s); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// closed checks that the server has closed the connection.
+func (c *client) closed() {
+	c.t.Helper()
+	if b, err := c.r.ReadByte(); err == nil {
+		c.t.Fatalf("connection still open, got %q", b)
+	}
+}
+
+// dialog plays "C: line" and "S: prefix of the reply" lines.
+func (c *client) dialog(script string) {
+	c.t.Helper()
+	for l := range strings.Lines(script) {
+		l = strings.TrimRight(strings.TrimLeft(l, "\t"), "\n")
+		switch {
+		case strings.HasPrefix(l, "C: "):
+			c.send(l[3:] + "\r\n")
+		case strings.HasPrefix(l, "S: "):
+			c.expect(l[3:])
+		case l != "":
+			c.t.Fatalf("script line %q", l)
+		}
+	}
+}
+
+const envelope = `S: 220
+	C: EHLO client.example.org
+	S: 250-mx.example.org
+	C: MAIL FROM:<journal@example.org>
+	S: 250 2.1.0
+	C: RCPT TO:<mbx-1@msgw.example.com>
+	S: 250 2.1.5
+`
+
+// exact are messages and what DATA carries for them on the wire.
+var exact = []struct{ name, message, wire string }{
+	{"plain", "a: b\r\n\r\nbody\r\n", "a: b\r\n\r\nbody\r\n.\r\n"},
+	{"empty", "", ".\r\n"},
+	{"dots", ".\r\n..\r\n.x\r\n", "..\r\n...\r\n..x\r\n.\r\n"},
+	{"unstuffed dot", "x\r\n", ".x\r\n.\r\n"},
+	{"dot CR", "\rX\r\n", ".\rX\r\n.\r\n"},
+	{"CR CR LF", "a\r\r\n", "a\r\r\n.\r\n"},
+	{"bare LF", "a\nb\r\n", "a\nb\r\n.\r\n"},
+	{"bare CR", "a\rb\r\n", "a\rb\r\n.\r\n"},
+	{"LF dot LF", "a\n.\nb\r\n", "a\n.\nb\r\n.\r\n"},
+	{"LF dot CRLF", "a\n.\r\nMAIL FROM:<x@y>\r\n", "a\n.\r\nMAIL FROM:<x@y>\r\n.\r\n"},
+	{"CRLF dot LF", "a\r\n\nb\r\n", "a\r\n.\nb\r\n.\r\n"},
+	{"CRLF dot CR", "a\r\n\r.\r\r\n", "a\r\n.\r.\r\r\n.\r\n"},
+	{"CR dot CR", "a\r.\rb\r\n", "a\r.\rb\r\n.\r\n"},
+	{"NUL and 8-bit", "\x00\xff\r\n", "\x00\xff\r\n.\r\n"},
+	{"long line", strings.Repeat("x", 200_000) + "\r\n", strings.Repeat("x", 200_000) + "\r\n.\r\n"},
+	{"long line of CR", strings.Repeat("\r", 70_000) + "\r\n", strings.Repeat("\r", 70_000) + "\r\n.\r\n"},
+}
+
+func TestDataIsExact(t *testing.T) {
+	t.Parallel()
+	r := start(t, nil)
+	for _, piece := range []int{1 << 20, 1, 3} { // octets per write
+		c := r.dial()
+		c.dialog("S: 220\nC: EHLO x\nS: 250-")
+		for _, m := range exact {
+			if piece < 10 && len(m.wire) > 1000 {
+				continue
+			}
+			before := len(r.store.List("mbx-1"))
+			c.dialog("C: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354")
+			for w := m.wire; w != ""; {
+				n := min(piece, len(w))
+				c.send(w[:n])
+				w = w[n:]
+			}
+			id := strings.Fields(c.expect("250 2.0.0 stored "))[3]
+			if _, got := r.plaintext("mbx-1", before); len(got) != 1 || got[0] != m.message {
+				t.Errorf("%s in pieces of %d: stored %.60q, want %.60q", m.name, piece, got, m.message)
+			}
+			if l := r.store.List("mbx-1"); l[before].ID.String() != id {
+				t.Errorf("250 named %s, stored as %s", id, l[before].ID)
+			}
+		}
+	}
+}
+
+func TestBDATIsExact(t *testing.T) {
+	t.Parallel()
+	r := start(t, nil)
+	for _, chunk := range []int{1, 7, 4096, 1 << 20} {
+		for _, pipelined := range []bool{false, true} {
+			c := r.dial()
+			c.dialog("S: 220\nC: EHLO x\nS: 250-")
+			for _, m := range append(exact, struct{ name, message, wire string }{"no end", "a\r\nb", ""}) {
+				if chunk < 10 && len(m.message) > 1000 {
+					continue
+				}
+				before := len(r.store.List("mbx-1"))
+				c.dialog("C: MAIL FROM:<> BODY=BINARYMIME\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250")
+				replies := 0
+				for p := m.message; p != ""; replies++ {
+					n := min(chunk, len(p))
+					c.send(fmt.Sprintf("BDAT %d\r\n%s", n, p[:n]))
+					p = p[n:]
+					if !pipelined {
+						c.expect("250 2.0.0 chunk")
+					}
+				}
+				c.send("BDAT 0 LAST\r\n")
+				for range replies {
+					if pipelined {
+						c.expect("250 2.0.0 chunk")
+					}
+				}
+				c.expect("250 2.0.0 stored ")
+				if _, got := r.plaintext("mbx-1", before); len(got) != 1 || got[0] != m.message {
+					t.Errorf("%s in chunks of %d: stored %.60q, want %.60q", m.name, chunk, got, m.message)
+				}
+			}
+		}
+	}
+}
+
+// A message that did not arrive whole is never stored and never acknowledged.
+func TestIncompleteIsNotStored(t *testing.T) {
+	t.Parallel()
+	for _, tail := range []string{
+		"DATA\r\nhello\r\n", "DATA\r\nhello\r\n.", "DATA\r\nhello\r\n.\r",
+		"BDAT 10 LAST\r\nhello", "BDAT 5\r\nhello", "BDAT 5\r\nhelloBDAT 5 LAST\r\n",
+		"BDAT 5\r\nhelloRSET\r\n", "BDAT 5\r\nhelloQUIT\r\n", "BDAT 5\r\nhelloEHLO x\r\nBDAT 0 LAST\r\n",
+		"BDAT 5\r\nhelloBDAT x LAST\r\n", "BDAT 5\r\nhelloBDAT -1 LAST\r\n", "BDAT 5 FOO\r\nhello",
+		"BDAT 99999999999999999999 LAST\r\nhello", "BDAT 5\r\nhelloDATA\r\n",
+	} {
+		for _, withTLS := range []bool{false, true} {
+			r := start(t, nil)
+			c := r.dial()
+			if withTLS {
+				c.dialog("S: 220\nC: EHLO x\nS: 250-\nC: STARTTLS\nS: 220")
+				tc := tls.Client(c.Conn, &tls.Config{InsecureSkipVerify: true})
+				c.Conn, c.r = tc, bufio.NewReader(tc)
+				c.dialog("C: EHLO x\nS: 250-\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250")
+			} else {
+				c.dialog(envelope)
+			}
+			c.send(tail)
+			c.Conn.(interface{ CloseWrite() error }).CloseWrite()
+			rest, _ := io.ReadAll(c.r)
+			if strings.Contains(string(rest), "stored") {
+				t.Errorf("%q (TLS %v): acknowledged: %q", tail, withTLS, rest)
+			}
+			if err := r.stop(); err != nil {
+				t.Error(err)
+			}
+			if n := len(r.store.List("mbx-1")); n != 0 {
+				t.Errorf("%q (TLS %v): %d messages stored", tail, withTLS, n)
+			}
+		}
+	}
+}
+
+func TestDialogs(t *testing.T) {
+	t.Parallel()
+	tlsOffer := "250-PIPELINING\r\n250-CHUNKING\r\n"
+	for name, script := range map[string]string{
+		"helo": "S: 220 mx.example.org ESMTP\nC: HELO x\nS: 250 mx.example.org\nC: QUIT\nS: 221",
+		"order": `S: 220
+			C: MAIL FROM:<a@b>
+			S: 503 5.5.1
+			C: EHLO x
+			S: 250-
+			C: RCPT TO:<mbx-1@z>
+			S: 503 5.5.1
+			C: DATA
+			S: 503 5.5.1
+			C: MAIL FROM:<a@b>
+			S: 250
+			C: MAIL FROM:<a@b>
+			S: 503 5.5.1
+			C: DATA
+			S: 554 5.5.1
+			C: RSET
+			S: 250
+			C: NOOP
+			S: 250
+			C: VRFY mbx-1
+			S: 252`,
+		"recipients": `S: 220
+			C: EHLO x
+			S: 250-
+			C: MAIL FROM:<>
+			S: 250
+			C: RCPT TO:<nobody@z>
+			S: 550 5.1.1
+			C: RCPT TO:<new@z>
+			S: 451 4.1.1
+			C: RCPT TO:<suspended@z>
+			S: 450 4.2.1
+			C: RCPT TO:<broken@z>
+			S: 451 4.3.0 temporary trouble
+			C: RCPT TO:<MBX-1@z>
+			S: 250`,
+		"syntax": `S: 220
+			C: EHLO x
+			S: 250-
+			C: MAIL FROM:a@b
+			S: 501
+			C: MAIL FROM:<a b@c>
+			S: 501
+			C: MAIL FROM:<a@b>x
+			S: 501
+			C: MAIL FROM:<a@b
+			S: 501
+			C: MAIL FROM:<ä@b>
+			S: 553 5.6.7
+			C: MAIL FROM:<a@b> SIZE=x
+			S: 501
+			C: MAIL FROM:<a@b> BODY=9BIT
+			S: 501
+			C: MAIL FROM:<a@b> FOO=1
+			S: 555
+			C: mail from: <"a b@c"@d> size=10 body=8bitmime
+			S: 250`,
+		"utf8":       "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<ä@b> SMTPUTF8\nS: 250\nC: RCPT TO:<ö@z>\nS: 550",
+		"size":       "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<> SIZE=1000001\nS: 552 5.3.4\nC: MAIL FROM:<> SIZE=99999999999999999999\nS: 552\nC: MAIL FROM:<> SIZE=1000000\nS: 250",
+		"no params":  "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z> NOTIFY=NEVER\nS: 555\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA now\nS: 501",
+		"binarymime": "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<> BODY=BINARYMIME\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 503",
+		"long line":  "S: 220\nC: " + strings.Repeat("x", 100_000) + "\nS: 500 5.5.2\nC: NOOP\nS: 250",
+		"pipelining": "S: 220\nC: EHLO x\nC: MAIL FROM:<>\nC: RCPT TO:<mbx-1@z>\nC: DATA\nC: hello\nC: .\nC: QUIT\nS: 250-\nS: 250\nS: 250\nS: 354\nS: 250 2.0.0 stored\nS: 221",
+		"bdat order": "S: 220\nC: EHLO x\nS: 250-\nC: BDAT 4 LAST\nC: ab\nS: 503\nC: NOOP\nS: 250",
+		"bdat other": "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: BDAT 4\nC: ab\nS: 250\nC: NOOP\nS: 250\nC: RCPT TO:<mbx-2@z>\nS: 503\nC: BDAT 0 LAST\nS: 250 2.0.0 stored",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := start(t, func(o *Options) { o.MaxSize = 1_000_000 })
+			r.dial().dialog(script)
+		})
+	}
+	r := start(t, nil)
+	c := r.dial()
+	c.expect("220")
+	c.send("EHLO x\r\n")
+	if got := c.expect("250-"); !strings.Contains(got, tlsOffer) || !strings.Contains(got, "250 STARTTLS") || !strings.Contains(got, "250-SIZE 262144000\r\n") || strings.Contains(got, "AUTH") {
+		t.Errorf("offers %q", got)
+	}
+}
+
+// One transaction has one result, for all recipients; each gets its own copy.
+func TestSeveralRecipients(t *testing.T) {
+	t.Parallel()
+	r := start(t, nil)
+	c := r.dial()
+	c.dialog(envelope + "C: RCPT TO:<mbx-2@z>\nS: 250\nC: RCPT TO:<mbx-1+user=example.org@z>\nS: 250\nC: RCPT TO:<nobody@z>\nS: 550\nC: DATA\nS: 354\nC: hello\nC: .")
+	reply := c.expect("250-2.0.0 stored ")
+	for _, mailbox := range []string{"mbx-1", "mbx-2"} {
+		traces, msgs := r.plaintext(mailbox, 0)
+		if len(msgs) != 1 || msgs[0] != "hello\r\n" {
+			t.Fatalf("%s: %q", mailbox, msgs)
+		}
+		m := r.store.List(mailbox)[0]
+		if !strings.Contains(reply, m.ID.String()) || !strings.HasPrefix(traces[0], journal.TraceBinding(m.ID, mailbox)) {
+			t.Errorf("%s: reply %q, trace %q", mailbox, reply, traces[0])
+		}
+		if strings.Contains(traces[0], "X-Envelope-To: <mbx-1+user=example.org@z>\r\n") != (mailbox == "mbx-1") ||
+			!strings.Contains(traces[0], "Return-Path: <journal@example.org>\r\n") || !strings.HasSuffix(traces[0], "\r\n\r\n") {
+			t.Errorf("%s: trace %q", mailbox, traces[0])
+		}
+	}
+}
+
+// Trouble of ours is always temporary, tells nothing, and stores nothing.
+func TestStoreTrouble(t *testing.T) {
+	t.Parallel()
+	r := start(t, nil)
+	for _, tc := range []struct {
+		commit error
+		want   string
+	}{
+		{fmt.Errorf("commit: %w", journal.ErrDiskFull), "452 4.3.1"},
+		{errors.New("/var/lib/secret"), "451 4.3.0 temporary trouble"},
+		{nil, "250 2.0.0 stored"},
+	} {
+		r.store.set(tc.commit, nil, nil)
+		for _, body := range []string{"DATA\r\nhello\r\n.\r\n", "BDAT 3\r\nabcBDAT 3 LAST\r\ndef"} {
+			c := r.dial()
+			c.dialog(envelope)
+			c.send(body)
+			if body[0] == 'D' {
+				c.expect("354")
+			} else {
+				c.expect("250 2.0.0 chunk")
+			}
+			if got := c.expect(tc.want); strings.Contains(got, "secret") {
+				t.Errorf("told the peer %q", got)
+			}
+			c.dialog("C: NOOP\nS: 250") // still in step
+		}
+	}
+	if n := len(r.store.List("mbx-1")); n != 2 {
+		t.Errorf("%d messages stored, want 2", n)
+	}
+	c := r.dial()
+	r.store.set(nil, fmt.Errorf("low: %w", journal.ErrDiskFull), nil)
+	c.dialog("S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<>\nS: 452 4.3.1")
+	r.store.set(nil, nil, journal.ErrFailed)
+	c.dialog("C: MAIL FROM:<>\nS: 451 4.3.0")
+	c = r.dial()
+	c.expect("421 4.3.2")
+	c.closed()
+}
+
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	r := start(t, func(o *Options) { o.MaxSize = 1000 })
+	body := strings.Repeat("x", 998) + "\r\n"
+	for _, tc := range []struct{ wire, want string }{
+		{"DATA\r\n" + body + ".\r\n", "250"},
+		{"DATA\r\n" + "y" + body + ".\r\n", "552"},
+		{"BDAT 1000 LAST\r\n" + body, "250"},
+		{"BDAT 1001 LAST\r\nz" + body, "552"},
+		{"BDAT 500\r\n" + body[:500] + "BDAT 501 LAST\r\nz" + body[:500], "552"},
+		{"BDAT 500\r\n" + body[:500] + "BDAT 500 LAST\r\n" + body[500:], "250"},
+	} {
+		c := r.dial()
+		c.dialog(envelope)
+		c.send(tc.wire)
+		if strings.HasPrefix(tc.wire, "DATA") {
+			c.expect("354")
+		} else if strings.Count(tc.wire, "BDAT") == 2 {
+			c.expect("250 2.0.0 chunk")
+		}
+		c.expect(tc.want)
+		c.dialog("C: NOOP\nS: 250")
+	}
+	if n := len(r.store.List("mbx-1")); n != 3 {
+		t.Errorf("%d messages stored, want 3", n)
+	}
+}
+
+func TestStartTLS(t *testing.T) {
+	t.Parallel()
+	r := start(t, nil)
+	c := r.dial()
+	c.dialog("S: 220\nC: STARTTLS\nS: 503\nC: EHLO x\nS: 250-\nC: STARTTLS now\nS: 501\nC: MAIL FROM:<a@b>\nS: 250\nC: STARTTLS\nS: 220")
+	tc := tls.Client(c.Conn, &tls.Config{InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(1)})
+	c.Conn, c.r = tc, bufio.NewReader(tc)
+	c.dialog("C: MAIL FROM:<a@b>\nS: 503")
+	c.send("EHLO x\r\n")
+	if got := c.expect("250-"); strings.Contains(got, "STARTTLS") {
+		t.Errorf("offers inside TLS: %q", got)
+	}
+	c.dialog("C: STARTTLS\nS: 503\nC: MAIL FROM:<a@b>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354\nC: hello\nC: .\nS: 250 2.0.0 stored")
+	if traces, _ := r.plaintext("mbx-1", 0); !strings.Contains(traces[0], "with ESMTPS\r\n\t(TLS 1.3 ") {
+		t.Errorf("trace %q", traces[0])
+	}
+	if tc.ConnectionState().DidResume {
+		t.Error("session resumed")
+	}
+
+	// Plaintext behind STARTTLS never becomes a command.
+	c = r.dial()
+	c.dialog("S: 220\nC: EHLO x\nS: 250-")
+	c.send("STARTTLS\r\nMAIL FROM:<a@b>\r\nRCPT TO:<mbx-1@z>\r\n")
+	c.expect("220")
+	rest, _ := io.ReadAll(c.r)
+	if bytes.Contains(rest, []byte("250")) {
+		t.Errorf("injected command was answered: %q", rest)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	r := start(t, func(o *Options) { o.MaxErrors, o.MaxIdle, o.Limits.PerAddress = 3, 20, 2 })
+	c := r.dial()
+	c.dialog("S: 220\nC: A\nS: 500\nC: B\nS: 500\nC: C\nS: 500\nC: D\nS: 500\nS: 421 4.7.0")
+	c.closed()
+	c = r.dial()
+	c.expect("220")
+	for range 20 {
+		c.dialog("C: NOOP\nS: 250")
+	}
+	c.dialog("C: NOOP\nS: 421 4.7.0")
+	c.closed()
+	c = r.dial()
+	c.expect("220")
+	c.send("GET / HTTP/1.1\r\n")
+	c.closed()
+
+	a, b := r.dial(), r.dial()
+	a.expect("220")
+	b.expect("220")
+	x := r.dial()
+	x.expect("421 4.7.0")
+	x.closed()
+	a.dialog("C: QUIT\nS: 221")
+	a.closed()
+	for range 50 { // the place is free once the server has seen the end
+		x = r.dial()
+		if line, _ := x.r.ReadString('\n'); strings.HasPrefix(line, "220") {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Error("the place of a closed connection stays taken")
+}
+
+// A stop tells idle sessions, lets a transfer finish, and acknowledges nothing late.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	r := start(t, func(o *Options) { o.Grace = 5 * time.Second })
+	idle, busy := r.dial(), r.dial()
+	idle.expect("220")
+	busy.dialog(envelope + "C: DATA\nS: 354\nC: first line")
+	time.Sleep(100 * time.Millisecond) // it is inside the message
+	done := make(chan error, 1)
+	go func() { done <- r.stop() }()
+	idle.expect("421 4.3.2")
+	idle.closed()
+	busy.send("second line\r\n.\r\n")
+	busy.expect("250 2.0.0 stored")
+	busy.expect("421 4.3.2")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if _, err := net.DialTimeout("tcp", r.addr, time.Second); err == nil {
+		t.Error("still listening")
+	}
+}
+
+func TestFlags(t *testing.T) {
+	t.Parallel()
+	for msg, want := range map[string]journal.Flags{
+		"":                                     0,
+		"a\r\n":                                0,
+		"a":                                    journal.NoFinalCRLF,
+		"a\n":                                  journal.NoFinalCRLF | journal.BareLF,
+		"a\r":                                  journal.NoFinalCRLF | journal.BareCR,
+		"a\rb\r\n":                             journal.BareCR,
+		"\n\r\n":                               journal.BareLF,
+		"a\n.\r\n":                             journal.BareLF | journal.LFDot,
+		"a\r\n.\r\n":                           0,
+		"\xff\r\n":                             journal.EightBit,
+		"X-MS-Journal-Report: \r\n\r\nx\r\n":   journal.JournalReport,
+		"A: b\r\nx-ms-journal-report:\r\n\r\n": journal.JournalReport,
+		"X-WM-Journal-Report: journal\r\n\r\n": journal.JournalReport,
+		"Content-Identifier: exjournalreport\r\n":   journal.JournalReport,
+		"Content-Identifier: something\r\n":         0,
+		"A: b\r\n\r\nX-MS-Journal-Report:\r\n":      0,
+		"Subject: X-MS-Journal-Report:\r\n\r\n":     0,
+		strings.Repeat("A: b\r\n", 20_000) + "\r\n": 0,
+	} {
+		for _, n := range []int{1, 2, 1 << 20} {
+			o := &octets{}
+			for p := msg; p != ""; {
+				k := min(n, len(p))
+				o.Write([]byte(p[:k]))
+				p = p[k:]
+			}
+			if got := o.result(); got != want || o.total != int64(len(msg)) {
+				t.Errorf("%.40q in pieces of %d: flags %b, want %b", msg, n, got, want)
+			}
+		}
+	}
+}
