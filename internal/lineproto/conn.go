@@ -16,6 +16,7 @@ import (
 // Deadlines bounds how long a peer may take. Zero fields mean no such bound.
 type Deadlines struct {
 	Idle    time.Duration // longest silence in either direction
+	Write   time.Duration // longest wait for the peer to take 64 KiB; zero: Idle
 	Session time.Duration // longest connection in total, whatever the progress
 	// MinRate is the fewest octets per second a bulk transfer may average once
 	// it has lasted RateGrace; see Conn.BeginTransfer.
@@ -43,6 +44,10 @@ func NewConn(c net.Conn, limits Deadlines) *Conn {
 	return &Conn{Conn: c, limits: limits, started: time.Now()}
 }
 
+// SetLimits replaces the limits from the next read or write on; Session still
+// counts from NewConn. It is for the goroutine that reads and writes.
+func (c *Conn) SetLimits(limits Deadlines) { c.limits = limits }
+
 // BeginTransfer starts to hold the reads that follow to the minimum rate.
 func (c *Conn) BeginTransfer() { c.transfer, c.received = time.Now(), 0 }
 
@@ -55,16 +60,17 @@ func (c *Conn) CloseBy(t time.Time) {
 	c.Conn.SetDeadline(t)
 }
 
-// deadline is the earliest of the limits that apply now; zero means none.
-func (c *Conn) deadline(now time.Time) time.Time {
+// deadline is the earliest of the limits that apply now to a wait of at most
+// idle; zero means none.
+func (c *Conn) deadline(now time.Time, idle time.Duration) time.Time {
 	var d time.Time
 	earlier := func(t time.Time) {
 		if d.IsZero() || t.Before(d) {
 			d = t
 		}
 	}
-	if c.limits.Idle > 0 {
-		earlier(now.Add(c.limits.Idle))
+	if idle > 0 {
+		earlier(now.Add(idle))
 	}
 	if c.limits.Session > 0 {
 		earlier(c.started.Add(c.limits.Session))
@@ -75,6 +81,20 @@ func (c *Conn) deadline(now time.Time) time.Time {
 	return d
 }
 
+// arm sets a deadline for the read or write that follows.
+func (c *Conn) arm(set func(time.Time) error, now time.Time, idle time.Duration) error {
+	for {
+		stop := c.stop.Load()
+		if err := set(c.deadline(now, idle)); err != nil {
+			return err
+		}
+		// A CloseBy since then may have been undone by set.
+		if c.stop.Load() == stop {
+			return nil
+		}
+	}
+}
+
 // Read reads what the peer sends, within the limits.
 func (c *Conn) Read(p []byte) (int, error) {
 	now := time.Now()
@@ -83,7 +103,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			return 0, ErrTooSlow
 		}
 	}
-	if err := c.Conn.SetReadDeadline(c.deadline(now)); err != nil {
+	if err := c.arm(c.Conn.SetReadDeadline, now, c.limits.Idle); err != nil {
 		return 0, err
 	}
 	n, err := c.Conn.Read(p)
@@ -95,11 +115,14 @@ func (c *Conn) Read(p []byte) (int, error) {
 // reply to a slow but living peer is progress.
 const writeChunk = 64 << 10
 
-// Write writes p, renewing the idle deadline for every 64 KiB that the peer took.
+// Write writes p, renewing the deadline for every 64 KiB that the peer took.
 func (c *Conn) Write(p []byte) (int, error) {
-	written := 0
+	written, idle := 0, c.limits.Write
+	if idle == 0 {
+		idle = c.limits.Idle
+	}
 	for {
-		if err := c.Conn.SetWriteDeadline(c.deadline(time.Now())); err != nil {
+		if err := c.arm(c.Conn.SetWriteDeadline, time.Now(), idle); err != nil {
 			return written, err
 		}
 		n, err := c.Conn.Write(p[:min(len(p), writeChunk)])
