@@ -1,0 +1,389 @@
+package raftstore
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"msgw/internal/seal"
+)
+
+// Command is one change. It is applied at every node from these octets alone.
+type Command struct {
+	Request string          `json:"request"` // random; a command is applied once per request
+	At      time.Time       `json:"at"`      // the proposer's clock
+	By      string          `json:"by"`      // name of the node it was given to
+	Op      string          `json:"op"`
+	Args    json.RawMessage `json:"args"`
+}
+
+// Change is what a command does.
+type Change interface {
+	op() string
+	// apply changes s, a copy that nobody else sees, or returns a *Rejection.
+	apply(s *State, c Command, index uint64) error
+}
+
+// Outcome of a command that was committed.
+type Outcome struct {
+	Request   string     `json:"request"`
+	Index     uint64     `json:"index"`
+	Rejection *Rejection `json:"rejection,omitempty"`
+}
+
+// Rejection says why a committed command changed nothing.
+type Rejection struct {
+	Code    string `json:"code"` // exists, missing, conflict or invalid
+	Message string `json:"message"`
+}
+
+func (r *Rejection) Error() string { return r.Message }
+
+func rejectf(code, format string, args ...any) error {
+	return &Rejection{code, fmt.Sprintf(format, args...)}
+}
+
+// keepOutcomes bounds State.Recent: a retry later than that many commands would be
+// applied again. Retries end within a minute.
+const keepOutcomes = 512
+
+// changes makes an empty change for each op.
+var changes = map[string]func() Change{
+	"init":           func() Change { return &initState{} },
+	"invite":         func() Change { return &AddInvite{} },
+	"node.join":      func() Change { return &JoinNode{} },
+	"node.update":    func() Change { return &UpdateNode{} },
+	"node.weight":    func() Change { return &SetWeight{} },
+	"mailbox.create": func() Change { return &CreateMailbox{} },
+	"mailbox.keys":   func() Change { return &SetKeys{} },
+	"mailbox.status": func() Change { return &SetStatus{} },
+	"mailbox.purge":  func() Change { return &PurgeMailbox{} },
+	"acme":           func() Change { return &SetACME{} },
+}
+
+// newCommand wraps a change for the log.
+func newCommand(by string, ch Change, now time.Time) Command {
+	args, err := json.Marshal(ch)
+	if err != nil {
+		panic(err) // plain data always encodes
+	}
+	return Command{Request: randomHex(16), At: now.UTC(), By: by, Op: ch.op(), Args: args}
+}
+
+func randomHex(n int) string {
+	b := make([]byte, n)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+// apply returns the state after a command and its outcome. It depends on nothing
+// but its arguments, so every node comes to the same state.
+func (s *State) apply(raw []byte, index, term uint64) (*State, Outcome) {
+	next := s.clone()
+	out := next.outcome(raw, index)
+	next.Index, next.Term, next.Hash = index, term, link(s.Hash, raw, out)
+	return next, out
+}
+
+// outcome changes s as the command says, or not at all.
+func (s *State) outcome(raw []byte, index uint64) Outcome {
+	var c Command
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return Outcome{Index: index, Rejection: &Rejection{"invalid", "command does not parse"}}
+	}
+	if i := slices.IndexFunc(s.Recent, func(o Outcome) bool { return o.Request == c.Request }); i >= 0 {
+		return s.Recent[i]
+	}
+	out := Outcome{Request: c.Request, Index: index}
+	changed := s.clone()
+	if err := changed.change(c, index); err == nil {
+		*s = *changed
+		s.Revision++
+	} else if r, ok := err.(*Rejection); ok {
+		out.Rejection = r
+	} else {
+		out.Rejection = &Rejection{"invalid", err.Error()}
+	}
+	if s.Recent = append(s.Recent, out); len(s.Recent) > keepOutcomes {
+		s.Recent = slices.Clone(s.Recent[len(s.Recent)-keepOutcomes:])
+	}
+	return out
+}
+
+func (s *State) change(c Command, index uint64) error {
+	make, ok := changes[c.Op]
+	if !ok {
+		return rejectf("invalid", "command %q is not known here: this node runs an older msgw", c.Op)
+	}
+	ch := make()
+	if err := json.Unmarshal(c.Args, ch); err != nil {
+		return rejectf("invalid", "command %q: %v", c.Op, err)
+	}
+	if (s.Cluster == "") != (c.Op == "init") {
+		return rejectf("invalid", "command %q does not fit a cluster in this state", c.Op)
+	}
+	return ch.apply(s, c, index)
+}
+
+// initState is the first command of a cluster.
+type initState struct {
+	State *State `json:"state"`
+}
+
+func (initState) op() string { return "init" }
+func (ch initState) apply(s *State, _ Command, _ uint64) error {
+	*s = *ch.State.clone() // its place in the log is set by apply
+	return nil
+}
+
+// AddInvite records an invitation.
+type AddInvite struct {
+	Invite Invite `json:"invite"`
+}
+
+func (AddInvite) op() string { return "invite" }
+func (ch AddInvite) apply(s *State, c Command, _ uint64) error {
+	for id, i := range s.Invites {
+		if i.Expires.Before(c.At) {
+			delete(s.Invites, id)
+		}
+	}
+	if len(s.Invites) >= 16 {
+		return rejectf("conflict", "16 invitations are open; wait until one expires")
+	}
+	s.Invites[ch.Invite.ID] = ch.Invite
+	return nil
+}
+
+// JoinNode adds a member and uses up its invitation.
+type JoinNode struct {
+	Invite string `json:"invite"`
+	Node   Node   `json:"node"`
+	CA     CA     `json:"ca"` // sealed to the new set of sites
+}
+
+func (JoinNode) op() string { return "node.join" }
+func (ch JoinNode) apply(s *State, c Command, _ uint64) error {
+	i, ok := s.Invites[ch.Invite]
+	switch {
+	case !ok:
+		return rejectf("missing", "this invitation is not open: it was used, or it never was")
+	case i.Expires.Before(c.At):
+		return rejectf("conflict", "this invitation expired at %s", i.Expires.Format(time.RFC3339))
+	case i.Role != ch.Node.Role:
+		return rejectf("invalid", "this invitation is for a %s", i.Role)
+	}
+	if err := s.checkNode(ch.Node); err != nil {
+		return err
+	}
+	if _, ok := s.Nodes[ch.Node.Name]; ok {
+		return rejectf("exists", "a node named %s is a member already", ch.Node.Name)
+	}
+	if ch.Node.Role == Witness {
+		for _, n := range s.Nodes {
+			if n.Role == Witness {
+				return rejectf("exists", "%s is the witness already", n.Name)
+			}
+		}
+	}
+	delete(s.Invites, ch.Invite)
+	s.Nodes[ch.Node.Name] = ch.Node
+	if !slices.Equal(ch.CA.SealedTo, s.Sites()) {
+		return rejectf("conflict", "another node joined at the same time; try again")
+	}
+	s.CA = ch.CA
+	return nil
+}
+
+var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+
+// CheckNodeName says whether a name can be a node's: it becomes a DNS label.
+func CheckNodeName(name string) error {
+	if !nodeName.MatchString(name) {
+		return fmt.Errorf("node name %q: expected 1 to 32 lower-case letters, digits and inner hyphens", name)
+	}
+	return nil
+}
+
+// checkNode looks for conflicts with other members.
+func (s *State) checkNode(n Node) error {
+	if err := CheckNodeName(n.Name); err != nil {
+		return rejectf("invalid", "%v", err)
+	}
+	for _, o := range s.Nodes {
+		switch {
+		case o.Name == n.Name:
+		case o.ID == n.ID:
+			return rejectf("exists", "%s has the same server id", o.Name)
+		case o.Peer == n.Peer:
+			return rejectf("exists", "%s has the peer address %s", o.Name, n.Peer)
+		case n.Host != "" && o.Host == n.Host:
+			return rejectf("exists", "%s has the host name %s", o.Name, n.Host)
+		}
+	}
+	return nil
+}
+
+// UpdateNode replaces what a node says of itself. Weight, role, id and key stay.
+type UpdateNode struct {
+	Node Node `json:"node"`
+}
+
+func (UpdateNode) op() string { return "node.update" }
+func (ch UpdateNode) apply(s *State, _ Command, _ uint64) error {
+	n, ok := s.Nodes[ch.Node.Name]
+	if !ok || n.ID != ch.Node.ID {
+		return rejectf("missing", "node %s is not a member", ch.Node.Name)
+	}
+	if err := s.checkNode(ch.Node); err != nil {
+		return err
+	}
+	n.Host, n.Peer, n.V4, n.V6, n.SMTPPort, n.DNSPort = ch.Node.Host, ch.Node.Peer, ch.Node.V4, ch.Node.V6, ch.Node.SMTPPort, ch.Node.DNSPort
+	s.Nodes[n.Name] = n
+	return nil
+}
+
+// MaxWeight of a site.
+const MaxWeight = 1000
+
+// SetWeight changes a site's share of the mail.
+type SetWeight struct {
+	Node   string `json:"node"`
+	Weight uint32 `json:"weight"`
+}
+
+func (SetWeight) op() string { return "node.weight" }
+func (ch SetWeight) apply(s *State, _ Command, _ uint64) error {
+	n, ok := s.Nodes[ch.Node]
+	switch {
+	case !ok:
+		return rejectf("missing", "no node is named %s", ch.Node)
+	case n.Role != Site:
+		return rejectf("invalid", "%s is a %s: it takes no mail and has no weight", ch.Node, n.Role)
+	case ch.Weight > MaxWeight:
+		return rejectf("invalid", "weight %d: expected 0 to %d", ch.Weight, MaxWeight)
+	}
+	n.Weight = ch.Weight
+	s.Nodes[n.Name] = n
+	return nil
+}
+
+var mailboxID = regexp.MustCompile(`^mbx-[0-9a-f]{32}$`)
+
+// CheckMailboxID says whether id has the form of a mailbox id.
+func CheckMailboxID(id string) error {
+	if !mailboxID.MatchString(id) {
+		return fmt.Errorf("mailbox id %q: expected mbx- and 32 hex digits, as in mbx-2a20342e96294505a35eb5c8364eb67c", id)
+	}
+	return nil
+}
+
+// NewMailboxID returns a random id.
+func NewMailboxID() string { return "mbx-" + randomHex(16) }
+
+// CreateMailbox adds a mailbox.
+type CreateMailbox struct {
+	ID          string   `json:"id"`
+	Description string   `json:"description,omitempty"`
+	Key         seal.Key `json:"key"`
+}
+
+func (CreateMailbox) op() string { return "mailbox.create" }
+func (ch CreateMailbox) apply(s *State, c Command, _ uint64) error {
+	if err := CheckMailboxID(ch.ID); err != nil {
+		return rejectf("invalid", "%v", err)
+	}
+	if m, ok := s.Mailboxes[ch.ID]; ok {
+		return rejectf("exists", "mailbox %s exists already and is %s", ch.ID, m.Status)
+	}
+	s.Mailboxes[ch.ID] = Mailbox{ID: ch.ID, Description: ch.Description, Status: Active,
+		Keys: []seal.Key{ch.Key}, Version: 1, Created: c.At}
+	return nil
+}
+
+// SetKeys replaces a mailbox's keys, if they are still those that were read.
+type SetKeys struct {
+	ID      string     `json:"id"`
+	Version uint64     `json:"version"` // that the change was made from
+	Keys    []seal.Key `json:"keys"`
+}
+
+func (SetKeys) op() string { return "mailbox.keys" }
+func (ch SetKeys) apply(s *State, _ Command, _ uint64) error {
+	m, ok := s.Mailboxes[ch.ID]
+	switch {
+	case !ok:
+		return rejectf("missing", "no mailbox %s", ch.ID)
+	case m.Version != ch.Version:
+		return rejectf("conflict", "mailbox %s was changed at the same time; try again", ch.ID)
+	}
+	for _, k := range m.Keys {
+		if !slices.ContainsFunc(ch.Keys, func(n seal.Key) bool { return n.ID == k.ID && n.Recipient == k.Recipient }) {
+			return rejectf("invalid", "a change of mailbox %s would drop its key %s", ch.ID, k.ID)
+		}
+	}
+	m.Keys, m.Version = ch.Keys, m.Version+1
+	s.Mailboxes[ch.ID] = m
+	return nil
+}
+
+// SetStatus suspends, activates or retires a mailbox.
+type SetStatus struct {
+	ID     string        `json:"id"`
+	Status MailboxStatus `json:"status"`
+}
+
+func (SetStatus) op() string { return "mailbox.status" }
+func (ch SetStatus) apply(s *State, _ Command, index uint64) error {
+	m, ok := s.Mailboxes[ch.ID]
+	switch {
+	case !ok:
+		return rejectf("missing", "no mailbox %s", ch.ID)
+	case m.Status == Retired:
+		return rejectf("conflict", "mailbox %s is deleted", ch.ID)
+	case ch.Status == Retired && m.Status != Suspended:
+		return rejectf("conflict", "mailbox %s is %s: suspend it before you delete it", ch.ID, m.Status)
+	case ch.Status != Active && ch.Status != Suspended && ch.Status != Retired:
+		return rejectf("invalid", "status %q: expected active, suspended or retired", ch.Status)
+	}
+	m.Status = ch.Status
+	if ch.Status == Retired {
+		m.RetiredAt = index
+	}
+	s.Mailboxes[ch.ID] = m
+	return nil
+}
+
+// PurgeMailbox forgets a retired mailbox and its keys. The proposer has seen that
+// every site accepts nothing and holds nothing for it.
+type PurgeMailbox struct {
+	ID string `json:"id"`
+}
+
+func (PurgeMailbox) op() string { return "mailbox.purge" }
+func (ch PurgeMailbox) apply(s *State, _ Command, _ uint64) error {
+	if m, ok := s.Mailboxes[ch.ID]; !ok || m.Status != Retired {
+		return rejectf("conflict", "mailbox %s is not retired", ch.ID)
+	}
+	delete(s.Mailboxes, ch.ID)
+	return nil
+}
+
+// SetACME changes where certificates come from.
+type SetACME struct {
+	ACME ACME `json:"acme"`
+}
+
+func (SetACME) op() string { return "acme" }
+func (ch SetACME) apply(s *State, _ Command, _ uint64) error {
+	if d := ch.ACME.Directory; d != "" && !strings.HasPrefix(d, "https://") {
+		return rejectf("invalid", "ACME directory %q: expected an https URL", d)
+	}
+	s.ACME = ch.ACME
+	return nil
+}

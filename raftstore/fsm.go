@@ -1,0 +1,157 @@
+package raftstore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// machine is the raft state machine. It also decides what the node serves: the
+// newest of what the file held and what raft has applied.
+type machine struct {
+	dir string
+	log *slog.Logger
+
+	mu       sync.Mutex
+	applied  *State // by raft in this process
+	served   *State // what State returns
+	saved    uint64 // index of the state in the file
+	saveErr  error
+	hashes   map[uint64]string // of recent indexes
+	diverged error
+	changed  chan struct{} // closed and replaced at each change of the above
+}
+
+// keepHashes is how far back peers can compare.
+const keepHashes = 4096
+
+func newMachine(dir string, loaded *State, log *slog.Logger) *machine {
+	m := &machine{dir: dir, log: log, applied: emptyState(), served: loaded,
+		hashes: map[uint64]string{}, changed: make(chan struct{})}
+	if loaded != nil {
+		m.saved = loaded.Index
+		m.hashes[loaded.Index] = loaded.Hash
+	}
+	return m
+}
+
+func emptyState() *State {
+	return &State{Format: stateFormat, Nodes: map[string]Node{}, Mailboxes: map[string]Mailbox{}, Invites: map[string]Invite{}}
+}
+
+// Apply is called by raft for every committed command.
+func (m *machine) Apply(l *raft.Log) any {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next, out := m.applied.apply(l.Data, l.Index, l.Term)
+	m.advance(next)
+	return out
+}
+
+// Restore is called by raft to begin from a snapshot.
+func (m *machine) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	s, err := decodeState(b)
+	if err != nil {
+		return fmt.Errorf("raft snapshot: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.advance(s)
+	return nil
+}
+
+// advance takes over what raft has come to; m.mu is held. A restarted node replays
+// what it served before: until raft has caught up, the file's state stays.
+func (m *machine) advance(s *State) {
+	m.applied = s
+	if known, ok := m.hashes[s.Index]; ok && known != s.Hash && m.diverged == nil {
+		m.diverged = fmt.Errorf("replaying command %d gave another configuration than this node served before", s.Index)
+		m.log.Error("configuration diverged", "err", m.diverged)
+	}
+	m.hashes[s.Index] = s.Hash
+	for i := range m.hashes {
+		if i+keepHashes < s.Index {
+			delete(m.hashes, i)
+		}
+	}
+	if m.served == nil || s.Index >= m.served.Index {
+		m.served = s
+	}
+	m.notify()
+}
+
+func (m *machine) notify() {
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// noteDivergence records that a peer has another hash at an index.
+func (m *machine) noteDivergence(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.diverged == nil {
+		m.diverged = err
+		m.log.Error("configuration diverged", "err", err)
+		m.notify()
+	}
+}
+
+// save writes the served state to the file whenever it is newer. It ends with stop.
+func (m *machine) save(stop <-chan struct{}) {
+	for {
+		m.mu.Lock()
+		s, saved, failed, changed := m.served, m.saved, m.saveErr != nil, m.changed
+		m.mu.Unlock()
+		if s != nil && s.Index > saved && !failed {
+			err := saveMaterialised(m.dir, s)
+			m.mu.Lock()
+			if err != nil {
+				// A failed flush is not tried again; what is served stays right,
+				// and the log of raft has it.
+				m.saveErr = fmt.Errorf("write configuration file: %w", err)
+				m.log.Error("configuration file cannot be written; restart this node on a sound disk", "err", err)
+			} else {
+				m.saved = s.Index
+			}
+			m.notify()
+			m.mu.Unlock()
+			continue
+		}
+		select {
+		case <-changed:
+		case <-stop:
+			return
+		}
+	}
+}
+
+// Snapshot is called by raft to shorten its log.
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.applied.Cluster == "" {
+		return nil, errors.New("nothing applied yet")
+	}
+	return snapshot{m.applied}, nil
+}
+
+type snapshot struct{ s *State }
+
+func (s snapshot) Persist(sink raft.SnapshotSink) error {
+	if err := json.NewEncoder(sink).Encode(s.s); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	return sink.Close()
+}
+
+func (snapshot) Release() {}

@@ -1,0 +1,76 @@
+package raftstore
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// memberLoop brings raft's membership in line with the nodes of the configuration
+// while this node leads, and gives leadership away if it is the witness.
+func (s *Store) memberLoop() {
+	for {
+		if s.raft.State() == raft.Leader {
+			if s.opt.Witness {
+				// Fails while no other voter is in reach; then there is no quorum
+				// that a better leader could use either.
+				if err := s.raft.LeadershipTransfer().Error(); err != nil {
+					s.opt.Log.Debug("witness cannot give leadership away yet", "err", err)
+				}
+			} else if err := s.reconcileMembers(); err != nil {
+				s.opt.Log.Warn("raft membership not changed yet", "err", err)
+			}
+		}
+		select {
+		case <-s.Changed():
+		case <-time.After(s.opt.Tick):
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Store) reconcileMembers() error {
+	f := s.raft.GetConfiguration()
+	if err := f.Error(); err != nil {
+		return err
+	}
+	at, timeout := f.Index(), 5*s.opt.Tick
+	servers := map[raft.ServerID]raft.Server{}
+	for _, srv := range f.Configuration().Servers {
+		servers[srv.ID] = srv
+	}
+	state := s.State()
+	for _, n := range state.SortedNodes() {
+		id, addr := raft.ServerID(n.ID), raft.ServerAddress(n.Peer)
+		srv, ok := servers[id]
+		delete(servers, id)
+		switch {
+		case !ok:
+			s.opt.Log.Info("node added without a vote", "node", n.Name)
+			return s.raft.AddNonvoter(id, addr, at, timeout).Error()
+		case srv.Suffrage == raft.Voter && srv.Address != addr:
+			return s.raft.AddVoter(id, addr, at, timeout).Error()
+		case srv.Suffrage != raft.Voter && srv.Address != addr:
+			return s.raft.AddNonvoter(id, addr, at, timeout).Error()
+		case srv.Suffrage != raft.Voter && s.caughtUp(n, state):
+			// Only now: a voter that is not there would take the quorum away.
+			s.opt.Log.Info("node has caught up and votes", "node", n.Name)
+			return s.raft.AddVoter(id, addr, at, timeout).Error()
+		}
+	}
+	for id := range servers {
+		s.opt.Log.Info("server removed from raft", "id", id)
+		return s.raft.RemoveServer(id, at, timeout).Error()
+	}
+	return nil
+}
+
+// caughtUp asks a node whether it has the same configuration as this one.
+func (s *Store) caughtUp(n Node, state *State) bool {
+	ctx, cancel := context.WithTimeout(s.ctx, 2*s.opt.Tick)
+	defer cancel()
+	p, err := s.opt.Peers.Position(ctx, n.Name)
+	return err == nil && p.Index == state.Index && p.Hash == state.Hash
+}

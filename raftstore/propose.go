@@ -1,0 +1,166 @@
+package raftstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Propose makes a change at every node. It returns the index of the command once
+// it is committed and in this node's file. A *Rejection says that the change does
+// not fit the configuration; ErrNoQuorum that nothing was begun; ErrUnknown that
+// ctx ended while the outcome was open.
+func (s *Store) Propose(ctx context.Context, ch Change) (uint64, error) {
+	raw, err := json.Marshal(newCommand(s.opt.Name, ch, time.Now()))
+	if err != nil {
+		return 0, err
+	}
+	sent := false // some attempt may have been committed
+	for {
+		out, err := s.attempt(ctx, raw)
+		switch {
+		case err == nil && out.Rejection != nil:
+			return out.Index, out.Rejection
+		case err == nil:
+			return out.Index, s.awaitSaved(ctx, out.Index)
+		case errors.Is(err, ErrUnknown):
+			sent = true
+		case !errors.Is(err, ErrNoQuorum):
+			return 0, err
+		}
+		// The same request again: it is applied once.
+		select {
+		case <-time.After(s.opt.Tick / 4):
+		case <-ctx.Done():
+			if sent {
+				return 0, fmt.Errorf("%w: %w", ErrUnknown, err)
+			}
+			return 0, err
+		}
+	}
+}
+
+// attempt gives a command to the leader once.
+func (s *Store) attempt(ctx context.Context, raw []byte) (Outcome, error) {
+	_, id := s.raft.LeaderWithID()
+	if string(id) == s.opt.ID {
+		return s.apply(raw)
+	}
+	leader, ok := s.State().NodeByID(string(id))
+	if !ok {
+		return Outcome{}, fmt.Errorf("%w: no leader is known", ErrNoQuorum)
+	}
+	b, err := s.opt.Peers.Propose(ctx, leader.Name, raw)
+	switch {
+	case errors.Is(err, ErrNotSent), errors.Is(err, ErrNoQuorum):
+		return Outcome{}, fmt.Errorf("%w: %w", ErrNoQuorum, err)
+	case err != nil:
+		return Outcome{}, fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	var out Outcome
+	if err := json.Unmarshal(b, &out); err != nil {
+		return Outcome{}, fmt.Errorf("%w: answer of %s: %w", ErrUnknown, leader.Name, err)
+	}
+	return out, nil
+}
+
+// Receive applies an encoded command that another node was given. It returns
+// ErrNoQuorum if this node does not lead.
+func (s *Store) Receive(raw []byte) ([]byte, error) {
+	out, err := s.apply(raw)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(out)
+}
+
+// apply commits a command as the leader.
+func (s *Store) apply(raw []byte) (Outcome, error) {
+	// Without this an entry could be written by a leader that has just lost its
+	// quorum: neither made nor refused.
+	if err := s.raft.VerifyLeader().Error(); err != nil {
+		return Outcome{}, fmt.Errorf("%w: %w", ErrNoQuorum, err)
+	}
+	f := s.raft.Apply(raw, 5*s.opt.Tick)
+	switch err := f.Error(); {
+	case err == nil:
+		return f.Response().(Outcome), nil
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return Outcome{}, fmt.Errorf("%w: %w", ErrNoQuorum, err)
+	default:
+		return Outcome{}, fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+}
+
+// awaitSaved waits until a command is in this node's file.
+func (s *Store) awaitSaved(ctx context.Context, index uint64) error {
+	for {
+		s.fsm.mu.Lock()
+		saved, err, changed := s.fsm.saved, s.fsm.saveErr, s.fsm.changed
+		s.fsm.mu.Unlock()
+		switch {
+		case saved >= index:
+			return nil
+		case err != nil:
+			return fmt.Errorf("the change is made, but not in this node's file: %w", err)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("the change is made, but this node has not applied it yet: %w", ctx.Err())
+		}
+	}
+}
+
+// Confirm makes sure that this node leads with a quorum behind it and returns the
+// index of the last command. It returns ErrNoQuorum otherwise.
+func (s *Store) Confirm() (uint64, error) {
+	commit := s.raft.CommitIndex()
+	if err := s.raft.VerifyLeader().Error(); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrNoQuorum, err)
+	}
+	if s.raft.AppliedIndex() < commit {
+		return 0, fmt.Errorf("%w: the leader is still applying", ErrNoQuorum)
+	}
+	s.fsm.mu.Lock()
+	defer s.fsm.mu.Unlock()
+	return s.fsm.applied.Index, nil
+}
+
+// confirmLoop keeps confirmed and current up to date.
+func (s *Store) confirmLoop() {
+	for {
+		start := time.Now()
+		if index, err := s.confirmOnce(); err == nil {
+			s.mu.Lock()
+			s.confirmed = start
+			if s.State().Index >= index {
+				s.current = start
+			}
+			s.mu.Unlock()
+		}
+		select {
+		case <-time.After(s.opt.Tick):
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Store) confirmOnce() (uint64, error) {
+	_, id := s.raft.LeaderWithID()
+	if string(id) == s.opt.ID {
+		return s.Confirm()
+	}
+	leader, ok := s.State().NodeByID(string(id))
+	if !ok {
+		return 0, ErrNoQuorum
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, 2*s.opt.Tick)
+	defer cancel()
+	return s.opt.Peers.Confirm(ctx, leader.Name)
+}
