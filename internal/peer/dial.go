@@ -1,0 +1,159 @@
+package peer
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"msgw/internal/ca"
+)
+
+// Dialer connects to members.
+type Dialer struct {
+	m   Membership
+	now func() time.Time
+}
+
+// NewDialer returns a dialer for the node that m describes.
+func NewDialer(m Membership) *Dialer { return &Dialer{m, time.Now} }
+
+// Dial connects to the member with a server id.
+func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, error) {
+	addr, err := d.m.Resolve(id)
+	if err != nil {
+		return nil, err
+	}
+	td := tls.Dialer{NetDialer: &net.Dialer{Timeout: handshakeTime}, Config: &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{p.alpn(d.m.Epoch())},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return d.m.Certificate(), nil
+		},
+		// A member is known by its server id, not by a host name.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(st tls.ConnectionState) error {
+			got, err := verify(d.m, st.PeerCertificates, d.now())
+			if err == nil && got.ID != id {
+				err = fmt.Errorf("%s answered where %s was expected", got.ID, id)
+			}
+			return err
+		},
+	}}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	defer cancel()
+	return td.DialContext(ctx, "tcp", addr)
+}
+
+// JoinClient returns an HTTP client that talks to the node at addr on behalf of one
+// that is no member yet. The node must hold a peer certificate issued by the CA
+// with the given fingerprint, which it shows along with its own; nothing is sent
+// to any other.
+func JoinClient(addr, fingerprint string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialTLSContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			td := tls.Dialer{NetDialer: &net.Dialer{Timeout: handshakeTime}, Config: &tls.Config{
+				MinVersion: tls.VersionTLS13, NextProtos: []string{Join.alpn("")}, InsecureSkipVerify: true,
+				VerifyConnection: func(st tls.ConnectionState) error {
+					for _, c := range st.PeerCertificates {
+						if ca.Fingerprint(c) == fingerprint {
+							_, err := ca.VerifyPeer(c, st.PeerCertificates, time.Now())
+							return err
+						}
+					}
+					return fmt.Errorf("%s belongs to another cluster than the token", addr)
+				},
+			}}
+			c, err := td.DialContext(ctx, network, addr)
+			return c, notSent(err)
+		},
+		DisableKeepAlives: true, DisableCompression: true,
+	}}
+}
+
+func notSent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrNotSent, err)
+}
+
+// Client calls HTTP handlers at members: JSON in, JSON out.
+type Client struct{ http map[Protocol]*http.Client }
+
+// maxAnswer bounds what a peer may answer.
+const maxAnswer = 256 << 20
+
+// NewClient returns a client over d.
+func NewClient(d *Dialer) *Client {
+	c := &Client{http: map[Protocol]*http.Client{}}
+	for _, p := range []Protocol{RPC, Status} {
+		c.http[p] = &http.Client{Transport: &http.Transport{
+			DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+				id, _, _ := strings.Cut(addr, ":")
+				conn, err := d.Dial(ctx, p, id)
+				return conn, notSent(err)
+			},
+			MaxIdleConnsPerHost: 2, MaxConnsPerHost: 16, IdleConnTimeout: time.Minute, DisableCompression: true,
+		}}
+	}
+	return c
+}
+
+// Close drops idle connections.
+func (c *Client) Close() {
+	for _, h := range c.http {
+		h.CloseIdleConnections()
+	}
+}
+
+// ErrNotSent says that a call did not reach the node.
+var ErrNotSent = errors.New("node not reached")
+
+// Refusal is an answer other than 200.
+type Refusal struct {
+	Code int
+	Text string
+}
+
+func (r *Refusal) Error() string { return r.Text }
+
+// Call posts in to path at the member with a server id and decodes the answer into
+// out, unless that is nil. Errors: ErrNotSent, *Refusal, or that of a connection
+// that was lost, after which it is not known whether the call was carried out.
+func (c *Client) Call(ctx context.Context, p Protocol, id, path string, in, out any) error {
+	b, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	return Post(ctx, c.http[p], "https://"+id+path, b, out)
+}
+
+// Post sends a JSON body and decodes a JSON answer; see Client.Call.
+func Post(ctx context.Context, h *http.Client, url string, body []byte, out any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := h.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10))
+		return &Refusal{res.StatusCode, strings.TrimSpace(string(text))}
+	}
+	if out == nil {
+		return nil
+	}
+	return json.NewDecoder(io.LimitReader(res.Body, maxAnswer)).Decode(out)
+}
