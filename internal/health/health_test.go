@@ -1,0 +1,237 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// world is a Prober whose answers a test sets.
+type world struct {
+	mu      sync.Mutex
+	reports map[string]Report // absent: peer port does not answer
+	smtp    map[string]bool   // by address
+	dns     map[string]bool
+}
+
+func (w *world) Report(_ context.Context, name string) (Report, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r, ok := w.reports[name]; ok {
+		return r, nil
+	}
+	return Report{}, errors.New("no answer")
+}
+
+func (w *world) answer(m map[string]bool, a string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if m[a] {
+		return nil
+	}
+	return errors.New("refused")
+}
+
+func (w *world) SMTP(_ context.Context, a, _ string) error { return w.answer(w.smtp, a) }
+func (w *world) DNS(_ context.Context, a string) error     { return w.answer(w.dns, a) }
+
+func (w *world) set(f func(*world)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reports, w.smtp, w.dns = maps.Clone(w.reports), maps.Clone(w.smtp), maps.Clone(w.dns)
+	f(w)
+}
+
+func fine() *world {
+	ok := Report{Accepting: true}
+	return &world{reports: map[string]Report{"me": ok, "you": ok, "wit": ok},
+		smtp: map[string]bool{"me:25": true, "you:25": true}, dns: map[string]bool{"me:53": true, "you:53": true}}
+}
+
+func monitor(w *world, witness bool) *Monitor {
+	ts := []Target{
+		{Name: "me", Self: true, Site: true, SMTP: []string{"me:25"}, DNS: []string{"me:53"}},
+		{Name: "you", Site: true, SMTP: []string{"you:25"}, DNS: []string{"you:53"}},
+	}
+	if witness {
+		ts = append(ts, Target{Name: "wit"})
+	}
+	return New(Options{Prober: w, Targets: func() []Target { return ts }, Log: slog.New(slog.DiscardHandler)})
+}
+
+func states(m *Monitor) (me, you State) {
+	vs, _, _ := m.Verdicts()
+	for _, v := range vs {
+		if v.Name == "me" {
+			me = v.State
+		} else {
+			you = v.State
+		}
+	}
+	return me, you
+}
+
+func rounds(m *Monitor, n int) {
+	for range n {
+		time.Sleep(m.opt.Interval)
+		m.round(context.Background())
+	}
+}
+
+// TestDecisions walks the table of what each combination of observations means.
+func TestDecisions(t *testing.T) {
+	t.Parallel()
+	wit := func(view View) func(*world) {
+		return func(w *world) {
+			w.reports["wit"] = Report{Accepting: true, Views: map[string]View{"you": view, "me": {true, true, true}}}
+		}
+	}
+	peerGone := func(w *world) { delete(w.reports, "you") }
+	publicGone := func(w *world) { delete(w.smtp, "you:25") }
+	for name, tc := range map[string]struct {
+		witness bool
+		change  []func(*world)
+		me, you State
+	}{
+		"all well":                        {false, nil, Up, Up},
+		"peer says it cannot accept":      {false, []func(*world){func(w *world) { w.reports["you"] = Report{Reason: "disk"} }}, Up, Down},
+		"peer is drained":                 {false, []func(*world){func(w *world) { w.reports["you"] = Report{Accepting: true, Drained: true} }}, Up, Drained},
+		"I cannot accept":                 {false, []func(*world){func(w *world) { w.reports["me"] = Report{Reason: "disk"} }}, Down, Up},
+		"my SMTP port is dead":            {false, []func(*world){func(w *world) { delete(w.smtp, "me:25") }}, Down, Up},
+		"peer port cut":                   {false, []func(*world){peerGone}, Up, Up},
+		"peer gone":                       {false, []func(*world){peerGone, publicGone}, Up, Down},
+		"its port 25 is dead":             {false, []func(*world){publicGone}, Up, Down},
+		"its port 53 is dead":             {false, []func(*world){func(w *world) { delete(w.dns, "you:53") }}, Up, Down},
+		"sites cut, witness sees it":      {true, []func(*world){peerGone, publicGone, wit(View{true, true, true})}, Up, Up},
+		"peer gone, witness agrees":       {true, []func(*world){peerGone, publicGone, wit(View{false, false, true})}, Up, Down},
+		"25 dead here, witness reaches":   {true, []func(*world){publicGone, wit(View{true, true, true})}, Up, Up},
+		"25 dead, witness's is unusable":  {true, []func(*world){publicGone, wit(View{true, true, false})}, Up, Down},
+		"peer gone, witness gone as well": {true, []func(*world){peerGone, publicGone, func(w *world) { delete(w.reports, "wit") }}, Up, Down},
+		"I am unreachable from outside": {true, []func(*world){func(w *world) {
+			w.reports["wit"] = Report{Accepting: true, Views: map[string]View{"me": {true, false, true}, "you": {true, true, true}}}
+		}}, Down, Up},
+		"everything is gone": {false, []func(*world){func(w *world) { w.reports, w.smtp, w.dns = nil, nil, nil }}, Down, Down},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := fine()
+				m := monitor(w, tc.witness)
+				rounds(m, 12)
+				if me, you := states(m); me != Up || you != Up {
+					t.Fatalf("at first: %s %s", me, you)
+				}
+				for _, f := range tc.change {
+					w.set(f)
+				}
+				rounds(m, 3)
+				if me, you := states(m); me != tc.me || you != tc.you {
+					vs, _, _ := m.Verdicts()
+					t.Errorf("%s %s, want %s %s: %+v", me, you, tc.me, tc.you, vs)
+				}
+			})
+		})
+	}
+}
+
+// Many facilities block outgoing port 25: a probe that never worked says nothing.
+func TestBlockedEgressIsIgnored(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := fine()
+		w.set(func(w *world) { delete(w.smtp, "you:25") })
+		m := monitor(w, false)
+		rounds(m, 50)
+		if _, you := states(m); you != Up {
+			t.Error("demoted by a probe that never worked")
+		}
+		w.set(func(w *world) { delete(w.reports, "you") })
+		rounds(m, 3)
+		if _, you := states(m); you != Down {
+			t.Error("the peer port is gone too: must be demoted")
+		}
+	})
+}
+
+func TestThresholds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := fine()
+		m := monitor(w, false)
+		rounds(m, 1)
+		kill := func(w *world) { delete(w.reports, "you"); delete(w.smtp, "you:25") }
+		revive := func(w *world) { w.reports["you"], w.smtp["you:25"] = Report{Accepting: true}, true }
+
+		w.set(kill)
+		rounds(m, 2)
+		if _, you := states(m); you != Up {
+			t.Error("down after two failures")
+		}
+		if _, settled, _ := m.Verdicts(); settled {
+			t.Error("settled while a verdict is about to change")
+		}
+		w.set(revive)
+		rounds(m, 9) // not enough to forgive
+		w.set(kill)
+		rounds(m, 1)
+		if _, you := states(m); you != Down {
+			t.Error("three failures with few successes between are not down")
+		}
+		upAfter := func() (n int) {
+			w.set(revive)
+			for _, you := states(m); you != Up && n < 1000; _, you = states(m) {
+				rounds(m, 1)
+				n++
+			}
+			return n
+		}
+		first := upAfter()
+		if first < 6 || first > 8 {
+			t.Errorf("up again after %d rounds, want 6 at the least", first)
+		}
+		var last int
+		for range 5 { // flapping: the hold doubles
+			w.set(kill)
+			rounds(m, 3)
+			last = upAfter()
+		}
+		if last < 60 || last > 400 {
+			t.Errorf("after flapping, up again after %d rounds", last)
+		}
+		rounds(m, 20)
+		if _, settled, _ := m.Verdicts(); !settled {
+			t.Error("never settles")
+		}
+	})
+}
+
+func TestStaleViewIsNotUsed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := monitor(fine(), false)
+		if _, _, fresh := m.Verdicts(); fresh {
+			t.Error("fresh before the first round")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go m.Run(ctx)
+		time.Sleep(time.Minute)
+		if _, _, fresh := m.Verdicts(); !fresh {
+			t.Error("not fresh while running")
+		}
+		changed := m.Changed()
+		cancel()
+		time.Sleep(time.Minute)
+		if _, _, fresh := m.Verdicts(); fresh {
+			t.Error("fresh a minute after the last round")
+		}
+		select {
+		case <-changed:
+			t.Error("a change was announced where there was none")
+		default:
+		}
+	})
+}
