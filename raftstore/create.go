@@ -11,6 +11,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+
+	"msgw/internal/durable"
 )
 
 // Create makes the configuration of a new cluster in dir, with the one node whose
@@ -76,7 +78,7 @@ func Adopt(dir string, state *State) error {
 	if err := logs.Close(); err != nil {
 		return err
 	}
-	if err := SyncDir(filepath.Join(dir, raftDir)); err != nil {
+	if err := durable.SyncDir(filepath.Join(dir, raftDir)); err != nil {
 		return err
 	}
 	return saveMaterialised(dir, state)
@@ -87,5 +89,5 @@ func makeRaftDir(dir string) error {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return err // exists: there is a configuration already
 	}
-	return SyncDir(dir)
+	return durable.SyncDir(dir)
 }

@@ -1,0 +1,125 @@
+package certs
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/mholt/acmez/v3/acme"
+
+	"msgw/internal/ca"
+)
+
+type cluster struct {
+	root string
+	a    *ca.Authority
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	p, key, err := ca.New("c1", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := ca.Open(p, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &cluster{p, a}
+}
+
+func (c *cluster) open(t *testing.T, dir string, names ...string) *Manager {
+	t.Helper()
+	m, err := Open(Options{Dir: dir, Names: names, Authority: func() (*ca.Authority, error) { return c.a, nil },
+		Root: func() string { return c.root }, ACME: func() ACME { return ACME{} }, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func leaf(t *testing.T, m *Manager, name string) *x509.Certificate {
+	t.Helper()
+	c, err := m.TLS().GetCertificate(&tls.ClientHelloInfo{ServerName: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Leaf
+}
+
+func TestClusterCertificate(t *testing.T) {
+	t.Parallel()
+	c, dir := newCluster(t), t.TempDir()
+	m := c.open(t, dir, "msgw1.example.org")
+	first := leaf(t, m, "")
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(c.root))
+	if _, err := first.Verify(x509.VerifyOptions{Roots: pool, DNSName: "msgw1.example.org"}); err != nil {
+		t.Error(err)
+	}
+	if l := m.List(); len(l) != 1 || !l[0].Served || l[0].Source != "cluster CA" || !slices.Equal(l[0].Names, []string{"msgw1.example.org"}) {
+		t.Errorf("list %+v", l)
+	}
+	if again := leaf(t, c.open(t, dir, "msgw1.example.org"), "other"); !again.Equal(first) {
+		t.Error("a restart issued another certificate")
+	}
+	// Renewal keeps the key; a new name or another CA makes a new certificate.
+	if err := m.renewLocal(time.Now().Add(ca.Life - ca.RenewBefore + time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	second := leaf(t, m, "")
+	if second.Equal(first) || !slices.Equal(second.RawSubjectPublicKeyInfo, first.RawSubjectPublicKeyInfo) {
+		t.Error("renewal: not renewed, or with another key")
+	}
+	if got := leaf(t, c.open(t, dir, "mx.example.org"), ""); !slices.Equal(got.DNSNames, []string{"mx.example.org"}) {
+		t.Errorf("after a change of name: %v", got.DNSNames)
+	}
+	d := newCluster(t)
+	pool = x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(d.root))
+	if _, err := leaf(t, d.open(t, dir, "mx.example.org"), "").Verify(x509.VerifyOptions{Roots: pool}); err != nil {
+		t.Errorf("after a change of CA: %v", err)
+	}
+	// A certificate torn from its key is replaced, the key stays.
+	if err := os.WriteFile(filepath.Join(dir, certFile), []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := leaf(t, c.open(t, dir, "mx.example.org"), ""); !slices.Equal(got.RawSubjectPublicKeyInfo, first.RawSubjectPublicKeyInfo) {
+		t.Error("another key")
+	}
+	for _, f := range []string{keyFile, certFile} {
+		if fi, err := os.Stat(filepath.Join(dir, f)); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", f, fi.Mode(), err)
+		}
+	}
+}
+
+func TestChallenges(t *testing.T) {
+	t.Parallel()
+	m := newCluster(t).open(t, t.TempDir(), "msgw1.example.org")
+	a := acme.Challenge{Identifier: acme.Identifier{Value: "MSGW1.example.org"}, KeyAuthorization: "one"}
+	b := a
+	b.KeyAuthorization = "two"
+	const name = "_acme-challenge.msgw1.example.org."
+	for _, c := range []acme.Challenge{a, b} {
+		if err := m.dns.Present(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := m.TXT(name); !slices.Equal(got, []string{a.DNS01KeyAuthorization(), b.DNS01KeyAuthorization()}) {
+		t.Errorf("two under way: %q", got)
+	}
+	m.dns.CleanUp(t.Context(), a)
+	if got := m.TXT(name); !slices.Equal(got, []string{b.DNS01KeyAuthorization()}) {
+		t.Errorf("one under way: %q", got)
+	}
+	m.dns.CleanUp(t.Context(), b)
+	if got := m.TXT(name); len(got) != 0 || len(m.dns.values) != 0 {
+		t.Errorf("none under way: %q", got)
+	}
+}
