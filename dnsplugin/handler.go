@@ -1,0 +1,233 @@
+package dnsplugin
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/request"
+	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const pluginName = "dnsplugin"
+
+// DefaultMaxInFlight is the number of queries answered at one time unless Options
+// says otherwise. An answer takes some 10 µs, so a thousand waiting ones are
+// already late, and what they hold in memory is a few MiB.
+const DefaultMaxInFlight = 1024
+
+// maxNSID bounds the identifier, which goes out in answers of 512 octets too.
+const maxNSID = 64
+
+// Options is what a Handler works with.
+type Options struct {
+	Source     Source     // required
+	Challenges Challenges // nil: no ACME challenges are answered
+	// Self is this server's own host name. Names below the zone that are delegated
+	// to it are answered with authority instead of a referral to itself. Empty: none.
+	Self string
+	// NSID identifies this server to clients that ask (RFC 5001), in at most 64
+	// octets. Empty: it does not tell.
+	NSID string
+	// MaxInFlight is how many queries are answered at one time; 0 means
+	// DefaultMaxInFlight. What comes on top is dropped unanswered: resolvers ask
+	// another server, or again, while a queue would answer everyone too late.
+	MaxInFlight int
+	// Registerer gets the metrics; nil: they are not exported.
+	Registerer prometheus.Registerer
+	Log        *slog.Logger // required
+	// Next gets what lies outside the zone; nil: that is REFUSED.
+	Next plugin.Handler
+}
+
+// Handler is the plugin: a plugin.Handler that answers the zone of a Source.
+type Handler struct {
+	source     Source
+	challenges Challenges
+	self       string
+	nsid       string // in hexadecimal
+	next       plugin.Handler
+	log        *slog.Logger
+	metrics    *metrics
+	inFlight   gate
+	random     *rand.Rand
+	current    atomic.Pointer[index]
+	lastPanic  atomic.Int64 // unix seconds of the last one that was logged
+}
+
+// New makes a Handler. It fails if the options are not usable or the metrics are
+// registered already.
+func New(o Options) (*Handler, error) {
+	if o.Source == nil || o.Log == nil {
+		return nil, plugin.Error(pluginName, errors.New("a source and a logger are required"))
+	}
+	if o.MaxInFlight < 0 {
+		return nil, plugin.Error(pluginName, fmt.Errorf("%d queries in flight", o.MaxInFlight))
+	}
+	if o.MaxInFlight == 0 {
+		o.MaxInFlight = DefaultMaxInFlight
+	}
+	if len(o.NSID) > maxNSID {
+		return nil, plugin.Error(pluginName, fmt.Errorf("NSID of %d octets, at most %d are possible", len(o.NSID), maxNSID))
+	}
+	if o.Self != "" {
+		o.Self = dns.CanonicalName(o.Self)
+	}
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, plugin.Error(pluginName, err)
+	}
+	return &Handler{source: o.Source, challenges: o.Challenges, self: o.Self, nsid: hex.EncodeToString([]byte(o.NSID)),
+		next: o.Next, log: o.Log, metrics: m, inFlight: newGate(o.MaxInFlight), random: rand.New(process{})}, nil
+}
+
+// Name implements plugin.Handler.
+func (h *Handler) Name() string { return pluginName }
+
+// Ready implements ready.Readiness: there is a zone to answer.
+func (h *Handler) Ready() bool { return h.index() != nil }
+
+// gate lets a limited number through at a time.
+type gate chan struct{}
+
+func newGate(n int) gate { return make(gate, n) }
+
+func (g gate) enter() bool {
+	select {
+	case g <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (g gate) leave() { <-g }
+
+// ServeDNS implements plugin.Handler. It always writes the reply itself, errors
+// included: the one CoreDNS would write returns the flags of the client's OPT
+// record. So the rcode it returns never asks CoreDNS to write another.
+func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (rcode int, err error) {
+	if !h.inFlight.enter() {
+		h.metrics.dropped.WithLabelValues("queries").Inc()
+		// Ends a TCP connection, so that its client need not wait; UDP has none.
+		return dns.RcodeSuccess, w.Close()
+	}
+	defer h.inFlight.leave()
+
+	m, outside := h.reply(r)
+	if outside && h.next != nil {
+		return plugin.NextOrFailure(pluginName, h.next, ctx, w, r)
+	}
+	size := clampSize(r)
+	if (&request.Request{W: w, Req: r}).Proto() == "tcp" {
+		size = dns.MaxMsgSize
+	}
+	fit(m, size)
+	h.metrics.answered(m)
+	if err := w.WriteMsg(m); err != nil {
+		h.log.Debug("dns answer not sent", "client", w.RemoteAddr().String(), "err", err)
+		return dns.RcodeSuccess, plugin.Error(pluginName, err)
+	}
+	if !plugin.ClientWrite(m.Rcode) {
+		return dns.RcodeSuccess, nil
+	}
+	return m.Rcode, nil
+}
+
+// reply makes the reply to r; outside says that r is about a name outside the zone.
+// A panic below is one query's SERVFAIL: the process takes mail too.
+func (h *Handler) reply(r *dns.Msg) (m *dns.Msg, outside bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			m, outside = newReply(r), false
+			m.Rcode = dns.RcodeServerFailure
+			h.metrics.panics.Inc()
+			now := time.Now().Unix()
+			if last := h.lastPanic.Load(); now-last >= 60 && h.lastPanic.CompareAndSwap(last, now) {
+				h.log.Error("panic while answering a dns query", "panic", p, "stack", string(debug.Stack()))
+			}
+		}
+	}()
+	m = newReply(r)
+	m.Rcode = h.admit(r)
+	if m.Rcode != dns.RcodeSuccess {
+		h.addOPT(m, r)
+		return m, false
+	}
+	switch ix := h.index(); {
+	case ix == nil:
+		m.Rcode = dns.RcodeServerFailure
+	case !dns.IsSubDomain(ix.name, r.Question[0].Name):
+		m.Rcode, outside = dns.RcodeRefused, true
+	default:
+		h.resolve(ix, m)
+	}
+	h.addOPT(m, r)
+	return m, outside
+}
+
+// admit rejects what is not a question to an authoritative server for the Internet
+// class; dns.RcodeSuccess lets it in.
+func (h *Handler) admit(r *dns.Msg) int {
+	opts := 0
+	for _, rr := range r.Extra {
+		if rr.Header().Rrtype == dns.TypeOPT {
+			opts++
+		}
+	}
+	switch {
+	case len(r.Question) != 1, opts > 1: // RFC 9619; RFC 6891 section 6.1.1
+		return dns.RcodeFormatError
+	case r.Opcode != dns.OpcodeQuery: // neither NOTIFY nor UPDATE: the zone comes from elsewhere
+		return dns.RcodeNotImplemented
+	case r.Question[0].Qclass != dns.ClassINET:
+		return dns.RcodeRefused
+	case r.Question[0].Qtype == dns.TypeAXFR, r.Question[0].Qtype == dns.TypeIXFR:
+		return dns.RcodeRefused // there is no meaningful transfer of draws
+	}
+	return dns.RcodeSuccess
+}
+
+// index gives the current zone arranged for answering, nil if there is none. It is
+// made once for each version; queries that meet a new version together may each
+// make it, and one of them stays.
+func (h *Handler) index() *index {
+	z := h.source.Zone()
+	if z == nil {
+		return nil
+	}
+	old := h.current.Load()
+	if old == nil || old.zone != z {
+		ix := newIndex(z, h.self)
+		if h.current.CompareAndSwap(old, ix) {
+			h.report(old, ix)
+		}
+		old = ix
+	}
+	if old.name == "" {
+		return nil
+	}
+	return old
+}
+
+// report logs the faults of a new version unless the one before had the same.
+func (h *Handler) report(old, ix *index) {
+	err := ix.faulty()
+	if err == nil {
+		return
+	}
+	if old != nil {
+		if before := old.faulty(); before != nil && before.Error() == err.Error() {
+			return
+		}
+	}
+	h.log.Warn("parts of the dns zone cannot be answered", "zone", ix.zone.Name, "serial", ix.zone.Serial, "err", err)
+}

@@ -1,0 +1,51 @@
+package dnsplugin
+
+import (
+	"github.com/coredns/coredns/plugin"
+	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics counts. Label values come from fixed lists or from the configuration,
+// never from a client.
+type metrics struct {
+	queries *prometheus.CounterVec
+	first   *prometheus.CounterVec
+	dropped *prometheus.CounterVec
+	panics  prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	opts := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: plugin.Namespace, Subsystem: pluginName, Name: name, Help: help}
+	}
+	m := &metrics{
+		queries: prometheus.NewCounterVec(opts("queries_total", "Queries answered, by type and response code."), []string{"type", "rcode"}),
+		first:   prometheus.NewCounterVec(opts("mx_first_total", "Drawn MX answers, by the host that comes first."), []string{"host"}),
+		dropped: prometheus.NewCounterVec(opts("dropped_total", "What was dropped unanswered, by the limit it was over."), []string{"limit"}),
+		panics:  prometheus.NewCounter(opts("panics_total", "Queries answered SERVFAIL because the program failed.")),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.queries, m.first, m.dropped, m.panics} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// answered counts a reply.
+func (c *metrics) answered(m *dns.Msg) {
+	qtype := "other"
+	if len(m.Question) == 1 {
+		switch t := m.Question[0].Qtype; t {
+		case dns.TypeA, dns.TypeAAAA, dns.TypeANY, dns.TypeAXFR, dns.TypeCAA, dns.TypeCNAME, dns.TypeDNSKEY, dns.TypeDS,
+			dns.TypeHTTPS, dns.TypeIXFR, dns.TypeMX, dns.TypeNS, dns.TypePTR, dns.TypeSOA, dns.TypeSRV, dns.TypeSVCB,
+			dns.TypeTLSA, dns.TypeTXT:
+			qtype = dns.TypeToString[t]
+		}
+	}
+	c.queries.WithLabelValues(qtype, dns.RcodeToString[m.Rcode]).Inc()
+}

@@ -1,0 +1,204 @@
+// Package admin is how an operator talks to a node: HTTP and JSON on a socket in
+// the state directory. Who may open the socket may do everything, so it is 0600.
+package admin
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Node is what the socket offers. Errors that an operator can act on are *Error.
+type Node interface {
+	Status(ctx context.Context) (Status, error)
+	DNS(ctx context.Context) (DNS, error)
+	Mailboxes(ctx context.Context) ([]Mailbox, error)
+	Mailbox(ctx context.Context, id string) (Mailbox, error)
+	CreateMailbox(ctx context.Context, r CreateMailbox) (Credentials, error)
+	ChangePassword(ctx context.Context, id string, r ChangePassword) (Credentials, error)
+	ResetPassword(ctx context.Context, id string, r ResetPassword) (Credentials, error)
+	SetMailboxStatus(ctx context.Context, id, status string) (Change, error)
+	DeleteMailbox(ctx context.Context, id string) (Change, error)
+	SetWeight(ctx context.Context, node string, weight uint32) (Change, error)
+	SetDrain(ctx context.Context, node string, drained bool) error
+	SetACME(ctx context.Context, a ACME) (Change, error)
+	Invite(ctx context.Context, r Invite) (Invitation, error)
+}
+
+// Status of one node and what it sees. The keys are stable; more may be added.
+type Status struct {
+	Node      string   `json:"node"`
+	Role      string   `json:"role"`
+	Version   string   `json:"version"`
+	Cluster   string   `json:"cluster"`
+	Zone      string   `json:"zone"`
+	Epoch     uint64   `json:"epoch"`
+	EpochID   string   `json:"epoch_id"`
+	Revision  uint32   `json:"revision"` // also the zone's SOA serial
+	Applied   uint64   `json:"applied"`  // index of the last command in this node's file
+	Leader    string   `json:"leader"`   // empty if none is known
+	Quorum    bool     `json:"quorum"`   // changes can be made
+	Voters    []string `json:"voters"`
+	Accepting bool     `json:"accepting"`
+	Reason    string   `json:"reason,omitempty"` // why it does not accept
+	Drained   bool     `json:"drained"`
+	Waiting   Waiting  `json:"waiting"` // at this node
+	Peers     []Peer   `json:"peers"`
+	Certs     []Cert   `json:"certs"`
+	MX        []MX     `json:"mx"`
+	Trouble   []string `json:"trouble"` // what a person should look at; empty when all is well
+}
+
+// Waiting sums up messages that the archive has not fetched.
+type Waiting struct {
+	Mailboxes int       `json:"mailboxes"`
+	Messages  int       `json:"messages"`
+	Octets    int64     `json:"octets"`
+	Oldest    time.Time `json:"oldest,omitzero"`
+}
+
+// Peer is another node as this one sees it.
+type Peer struct {
+	Name      string   `json:"name"`
+	Role      string   `json:"role"`
+	Address   string   `json:"address"`
+	Reachable bool     `json:"reachable"`
+	Error     string   `json:"error,omitempty"`
+	Epoch     uint64   `json:"epoch,omitempty"`
+	Applied   uint64   `json:"applied,omitempty"`
+	Accepting bool     `json:"accepting"`
+	Reason    string   `json:"reason,omitempty"`
+	Drained   bool     `json:"drained"`
+	Waiting   *Waiting `json:"waiting,omitempty"`
+}
+
+// Cert is a certificate that this node holds.
+type Cert struct {
+	Names    []string  `json:"names"`
+	Source   string    `json:"source"` // cluster CA, ACME or peer
+	Issuer   string    `json:"issuer"`
+	NotAfter time.Time `json:"not_after"`
+	Served   bool      `json:"served"`
+	Trouble  string    `json:"trouble,omitempty"`
+}
+
+// MX is what the zone says of one host now.
+type MX struct {
+	Node         string   `json:"node"`
+	Host         string   `json:"host"`
+	Weight       uint32   `json:"weight"`
+	State        string   `json:"state"`  // up, drained or down
+	Class        string   `json:"class"`  // preferred, fallback or demoted
+	Share        float64  `json:"share"`  // of the answers that put it first
+	TTL          uint32   `json:"ttl"`    // seconds
+	Reason       string   `json:"reason"` // for the state
+	Observations []string `json:"observations,omitempty"`
+}
+
+// DNS is what this node would answer.
+type DNS struct {
+	Zone   string   `json:"zone"`
+	Serial uint32   `json:"serial"`
+	Mode   string   `json:"mode"`
+	Fresh  bool     `json:"fresh"` // false: health is not known, the configured weights are answered
+	MX     []MX     `json:"mx"`
+	Sample []string `json:"sample"` // one drawn answer
+	Faults []string `json:"faults"` // records that cannot be served
+}
+
+// Mailbox as an operator sees it.
+type Mailbox struct {
+	ID          string    `json:"id"`
+	Address     string    `json:"address"`
+	Description string    `json:"description,omitempty"`
+	Status      string    `json:"status"`
+	Created     time.Time `json:"created"`
+	Keys        []Key     `json:"keys"`
+	Sites       []Held    `json:"sites"` // what waits at each site
+}
+
+// Key of a mailbox, without its secret.
+type Key struct {
+	ID      string    `json:"id"`
+	State   string    `json:"state"`
+	Created time.Time `json:"created"`
+}
+
+// Held is what waits for a mailbox at one site.
+type Held struct {
+	Site     string    `json:"site"`
+	Error    string    `json:"error,omitempty"` // the site could not be asked
+	Messages int       `json:"messages"`
+	Octets   int64     `json:"octets"`
+	Oldest   time.Time `json:"oldest,omitzero"`
+	Locked   int       `json:"locked"` // sealed to a key that the password does not open
+}
+
+// CreateMailbox asks for a mailbox. Without an id a new one is made, without a
+// password one of 32 characters.
+type CreateMailbox struct {
+	ID          string `json:"id,omitempty"`
+	Description string `json:"description,omitempty"`
+	Password    string `json:"password,omitempty"`
+}
+
+// ChangePassword asks to wrap the mailbox's keys under another password.
+type ChangePassword struct {
+	Old string `json:"old"`
+	New string `json:"new,omitempty"` // empty: made here
+}
+
+// ResetPassword asks for a new key and a new password; what waits under the old
+// key becomes locked.
+type ResetPassword struct {
+	New string `json:"new,omitempty"` // empty: made here
+}
+
+// Credentials are what the archive needs. The password is given only if it was
+// made here, and only this once.
+type Credentials struct {
+	ID       string `json:"id"`
+	Address  string `json:"address"`
+	Password string `json:"password,omitempty"`
+	Change
+}
+
+// Change says where a change has arrived.
+type Change struct {
+	Applied []string `json:"applied"` // sites that have it
+	Missing []string `json:"missing"` // sites that have not, yet
+}
+
+// ACME says where publicly trusted certificates come from.
+type ACME struct {
+	Directory string `json:"directory"`
+	Email     string `json:"email,omitempty"`
+	Roots     string `json:"roots,omitempty"` // PEM
+}
+
+// Invite asks for a token.
+type Invite struct {
+	Role string        `json:"role"`
+	Life time.Duration `json:"life"`
+}
+
+// Invitation is a token for one join.
+type Invitation struct {
+	Token   string    `json:"token"`
+	Role    string    `json:"role"`
+	Expires time.Time `json:"expires"`
+}
+
+// Error is an answer that an operator can act on.
+type Error struct {
+	Status  int    `json:"-"` // HTTP
+	Message string `json:"error"`
+	Hint    string `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Errorf makes an Error.
+func Errorf(status int, hint, format string, args ...any) *Error {
+	return &Error{status, fmt.Sprintf(format, args...), hint}
+}

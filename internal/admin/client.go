@@ -1,0 +1,132 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"syscall"
+)
+
+// Client talks to the node whose state directory it names. It implements Node.
+type Client struct {
+	dir  string
+	http *http.Client
+}
+
+var _ Node = (*Client)(nil)
+
+// NewClient returns a client for the socket name in dir.
+func NewClient(dir, name string) *Client {
+	return &Client{dir, &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (c net.Conn, err error) {
+			err = atSocket(dir, name, func(path string) error {
+				c, err = (&net.Dialer{}).DialContext(ctx, "unix", path)
+				return err
+			})
+			return c, err
+		},
+	}}}
+}
+
+// call sends in, unless it is nil, and decodes the answer into out.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://msgw"+path, body)
+	if err != nil {
+		return err
+	}
+	res, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return Errorf(http.StatusBadRequest, "start it with `msgw serve`, or name its state directory with --dir", "no node is running at %s", c.dir)
+	case errors.Is(err, os.ErrPermission):
+		return Errorf(http.StatusBadRequest, "run this as the user that the node runs as, or as root", "no permission to talk to the node at %s", c.dir)
+	case err != nil:
+		return fmt.Errorf("talk to the node at %s: %w", c.dir, err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		e := &Error{Status: res.StatusCode}
+		if err := json.NewDecoder(io.LimitReader(res.Body, maxRequest)).Decode(e); err != nil || e.Message == "" {
+			e.Message = "the node answered " + res.Status
+		}
+		return e
+	}
+	return json.NewDecoder(res.Body).Decode(out)
+}
+
+func ask[T any](ctx context.Context, c *Client, method, path string, in any) (out T, err error) {
+	err = c.call(ctx, method, path, in, &out)
+	return out, err
+}
+
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	return ask[Status](ctx, c, "GET", "/v1/status", nil)
+}
+
+func (c *Client) DNS(ctx context.Context) (DNS, error) {
+	return ask[DNS](ctx, c, "GET", "/v1/dns", nil)
+}
+
+func (c *Client) Mailboxes(ctx context.Context) ([]Mailbox, error) {
+	return ask[[]Mailbox](ctx, c, "GET", "/v1/mailboxes", nil)
+}
+
+func mailboxPath(id, what string) string { return "/v1/mailboxes/" + url.PathEscape(id) + what }
+
+func nodePath(name, what string) string { return "/v1/nodes/" + url.PathEscape(name) + what }
+
+func (c *Client) Mailbox(ctx context.Context, id string) (Mailbox, error) {
+	return ask[Mailbox](ctx, c, "GET", mailboxPath(id, ""), nil)
+}
+
+func (c *Client) CreateMailbox(ctx context.Context, r CreateMailbox) (Credentials, error) {
+	return ask[Credentials](ctx, c, "POST", "/v1/mailboxes", r)
+}
+
+func (c *Client) ChangePassword(ctx context.Context, id string, r ChangePassword) (Credentials, error) {
+	return ask[Credentials](ctx, c, "POST", mailboxPath(id, "/password"), r)
+}
+
+func (c *Client) ResetPassword(ctx context.Context, id string, r ResetPassword) (Credentials, error) {
+	return ask[Credentials](ctx, c, "POST", mailboxPath(id, "/reset"), r)
+}
+
+func (c *Client) SetMailboxStatus(ctx context.Context, id, status string) (Change, error) {
+	return ask[Change](ctx, c, "POST", mailboxPath(id, "/status"), status)
+}
+
+func (c *Client) DeleteMailbox(ctx context.Context, id string) (Change, error) {
+	return ask[Change](ctx, c, "DELETE", mailboxPath(id, ""), nil)
+}
+
+func (c *Client) SetWeight(ctx context.Context, node string, weight uint32) (Change, error) {
+	return ask[Change](ctx, c, "POST", nodePath(node, "/weight"), weight)
+}
+
+func (c *Client) SetDrain(ctx context.Context, node string, drained bool) error {
+	_, err := ask[struct{}](ctx, c, "POST", nodePath(node, "/drain"), drained)
+	return err
+}
+
+func (c *Client) SetACME(ctx context.Context, a ACME) (Change, error) {
+	return ask[Change](ctx, c, "POST", "/v1/acme", a)
+}
+
+func (c *Client) Invite(ctx context.Context, r Invite) (Invitation, error) {
+	return ask[Invitation](ctx, c, "POST", "/v1/invites", r)
+}
