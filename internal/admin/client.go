@@ -24,7 +24,12 @@ var _ Node = (*Client)(nil)
 
 // NewClient returns a client for the socket name in dir.
 func NewClient(dir, name string) *Client {
-	return &Client{dir, &http.Client{Transport: &http.Transport{
+	return &Client{dir, HTTPClient(dir, name)}
+}
+
+// HTTPClient returns a client whose every request goes to the socket name in dir.
+func HTTPClient(dir, name string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (c net.Conn, err error) {
 			err = atSocket(dir, name, func(path string) error {
 				c, err = (&net.Dialer{}).DialContext(ctx, "unix", path)
@@ -32,7 +37,8 @@ func NewClient(dir, name string) *Client {
 			})
 			return c, err
 		},
-	}}}
+		DisableKeepAlives: true,
+	}}
 }
 
 // call sends in, unless it is nil, and decodes the answer into out.

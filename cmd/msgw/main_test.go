@@ -1,0 +1,110 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"msgw": main})
+}
+
+// freePorts returns n ports of 127.0.0.1 that are free for TCP and UDP.
+func freePorts(n int) ([]string, error) {
+	var ports []string
+	for range n {
+		for {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				return nil, err
+			}
+			defer l.Close()
+			port := strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+			u, err := net.ListenPacket("udp", "127.0.0.1:"+port)
+			if err != nil {
+				continue
+			}
+			u.Close()
+			ports = append(ports, port)
+			break
+		}
+	}
+	return ports, nil
+}
+
+// TestScripts runs the command line as an operator would; each script has a node's
+// configuration in $WORK/a.toml and $WORK/b.toml, with free ports.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(e *testscript.Env) error {
+			ports, err := freePorts(10)
+			if err != nil {
+				return err
+			}
+			for i, name := range []string{"a", "b"} {
+				p := ports[5*i:]
+				text := fmt.Sprintf("name = %q\nstate = %q\n[listen]\nsmtp = \"127.0.0.1:%s\"\npop3 = \"127.0.0.1:%s\"\npop3s = \"127.0.0.1:%s\"\ndns = \"127.0.0.1:%s\"\npeer = \"127.0.0.1:%s\"\n[public]\nipv4 = [\"127.0.0.1\"]\nsmtp_port = %s\ndns_port = %s\n",
+					name, e.WorkDir+"/"+name, p[0], p[1], p[2], p[3], p[4], p[0], p[3])
+				if err := os.WriteFile(e.WorkDir+"/"+name+".toml", []byte(text), 0o600); err != nil {
+					return err
+				}
+				e.Setenv("SMTP_"+name, "127.0.0.1:"+p[0])
+				e.Setenv("DNS_"+name, "127.0.0.1:"+p[3])
+			}
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits":   cmdExits,
+			"retry":   cmdRetry,
+			"oneline": cmdOneLine,
+		},
+	})
+}
+
+// cmdExits runs a command and checks its exit code: exits CODE COMMAND [ARG...].
+func cmdExits(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	code := 0
+	var ee *exec.ExitError
+	if errors.As(err, &ee) {
+		code = ee.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if code != want {
+		ts.Fatalf("exit code %d, want %d", code, want)
+	}
+}
+
+// cmdRetry runs a command until it succeeds, for at most 20 s.
+func cmdRetry(ts *testscript.TestScript, _ bool, args []string) {
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		err := ts.Exec(args[0], args[1:]...)
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("%s: %v", strings.Join(args, " "), err)
+		}
+	}
+}
+
+// cmdOneLine checks that the last command complained in one line, and perhaps a hint.
+func cmdOneLine(ts *testscript.TestScript, _ bool, _ []string) {
+	lines := strings.Split(strings.TrimSpace(ts.ReadFile("stderr")), "\n")
+	if !strings.HasPrefix(lines[0], "msgw: ") || len(lines) > 2 || len(lines) == 2 && !strings.HasPrefix(lines[1], "hint: ") {
+		ts.Fatalf("expected one line, and perhaps a hint: %q", lines)
+	}
+}

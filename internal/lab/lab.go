@@ -1,0 +1,507 @@
+// Package lab runs a two-site appliance on one machine: each node a process of its
+// own, on a loopback address of its own, found by the others and by mail programs
+// as in earnest. Its nodes die with it, whatever ends it.
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"msgw/internal/admin"
+	"msgw/internal/durable"
+	"msgw/internal/node"
+)
+
+// Options of a lab.
+type Options struct {
+	Program       string // absolute path of the msgw to run
+	Dir           string // kept; empty: a temporary one, removed at the end
+	Net           string // first three octets of the loopback addresses, as in 127.0.0
+	Witness       bool
+	StandardPorts bool // 25, 53, 110, 995: needs root
+	Mailboxes     int
+	Out           io.Writer
+	Terminal      bool // Out can rewrite a line
+}
+
+// Zone is the zone that every lab answers.
+const Zone = "msgw.example.com"
+
+// File is what tools read of a running lab.
+type File struct {
+	Zone      string    `json:"zone"`
+	CA        string    `json:"ca"` // path of a PEM bundle that trusts the nodes' certificates
+	Nodes     []NodeRow `json:"nodes"`
+	Mailboxes []Mailbox `json:"mailboxes"`
+}
+
+// NodeRow is a node in File. A witness has empty service addresses.
+type NodeRow struct {
+	Name    string   `json:"name"`
+	Host    string   `json:"host"`
+	Role    string   `json:"role"`
+	Addr    string   `json:"addr"`
+	SMTP    string   `json:"smtp"`
+	POP3    string   `json:"pop3"`
+	POP3S   string   `json:"pop3s"`
+	DNS     string   `json:"dns"`
+	Console string   `json:"console"`
+	Peer    string   `json:"peer"`
+	Metrics string   `json:"metrics"`
+	PID     int      `json:"pid"` // 0 while it does not run
+	Argv    []string `json:"argv"`
+	Dir     string   `json:"dir"`
+}
+
+// Mailbox in File.
+type Mailbox struct {
+	ID       string `json:"id"`
+	Address  string `json:"address"`
+	Password string `json:"password"`
+}
+
+const (
+	fileName   = "lab.json"
+	lockName   = "lab.lock"
+	socketName = "lab.sock"
+	caName     = "ca.pem"
+)
+
+// Lab is a running lab.
+type Lab struct {
+	opt  Options
+	temp bool
+	lock *os.File
+	procs
+
+	mu   sync.Mutex
+	file File
+}
+
+// Start brings a lab up and returns when everything answers. The caller must Close
+// it.
+func Start(ctx context.Context, opt Options) (l *Lab, err error) {
+	l = &Lab{opt: opt, temp: opt.Dir == ""}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+			l = nil
+		}
+	}()
+	if err := l.claim(); err != nil {
+		return l, err
+	}
+	l.startThread()
+	if err := l.load(); err != nil {
+		return l, err
+	}
+	l.layOut()
+	fresh := len(l.file.Mailboxes) == 0
+	if err := l.bringUp(ctx, fresh); err != nil {
+		return l, err
+	}
+	return l, l.write()
+}
+
+// claim takes the directory.
+func (l *Lab) claim() (err error) {
+	if l.temp {
+		if l.opt.Dir, err = os.MkdirTemp("", "msgw-lab-"); err != nil {
+			return err
+		}
+	} else {
+		if l.opt.Dir, err = filepath.Abs(l.opt.Dir); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(l.opt.Dir, 0o700); err != nil {
+			return &node.OperatorError{Err: err}
+		}
+		entries, err := os.ReadDir(l.opt.Dir)
+		if err != nil {
+			return &node.OperatorError{Err: err}
+		}
+		if len(entries) > 0 && !slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == lockName }) {
+			return &node.OperatorError{Err: fmt.Errorf("%s is not empty and holds no lab", l.opt.Dir), Hint: "name an empty directory, or one that a lab was run in"}
+		}
+	}
+	if l.lock, err = os.OpenFile(filepath.Join(l.opt.Dir, lockName), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return &node.OperatorError{Err: err}
+	}
+	if err := syscall.Flock(int(l.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return &node.OperatorError{Err: fmt.Errorf("another lab runs in %s", l.opt.Dir), Hint: "stop it, or name another directory"}
+	}
+	return nil
+}
+
+// load reads what an earlier lab left in the directory. If it did not come up, what
+// it left is removed.
+func (l *Lab) load() error {
+	b, err := os.ReadFile(filepath.Join(l.opt.Dir, fileName))
+	if err == nil {
+		if err := json.Unmarshal(b, &l.file); err != nil {
+			return fmt.Errorf("%s: %w", fileName, err)
+		}
+		l.opt.Witness = l.opt.Witness || slices.ContainsFunc(l.file.Nodes, func(n NodeRow) bool { return n.Role == "witness" })
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, name := range []string{"msgw1", "msgw2", "witness"} {
+		if err := os.RemoveAll(filepath.Join(l.opt.Dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// layOut decides names, addresses and ports.
+func (l *Lab) layOut() {
+	smtp, pop3, pop3s, dns := "2525", "1110", "1995", "1053"
+	if l.opt.StandardPorts {
+		smtp, pop3, pop3s, dns = "25", "110", "995", "53"
+	}
+	names := []string{"msgw1", "msgw2"}
+	if l.opt.Witness {
+		names = append(names, "witness")
+	}
+	l.file.Zone, l.file.CA = Zone, filepath.Join(l.opt.Dir, caName)
+	l.file.Nodes = nil
+	for i, name := range names {
+		addr := fmt.Sprintf("%s.%d", l.opt.Net, 11+i)
+		at := func(port string) string { return net.JoinHostPort(addr, port) }
+		n := NodeRow{Name: name, Role: "site", Addr: addr, Peer: at("8451"), Metrics: at("8452"), Dir: filepath.Join(l.opt.Dir, name),
+			Argv: []string{l.opt.Program, "serve", "--config", filepath.Join(l.opt.Dir, name+".toml")}}
+		if name == "witness" {
+			n.Role = "witness"
+		} else {
+			n.Host, n.SMTP, n.POP3, n.POP3S, n.DNS = name+"."+Zone, at(smtp), at(pop3), at(pop3s), at(dns)
+		}
+		l.file.Nodes = append(l.file.Nodes, n)
+	}
+	if l.file.Mailboxes == nil {
+		l.file.Mailboxes = []Mailbox{}
+	}
+}
+
+// config writes a node's configuration file and returns it as the node reads it.
+func (l *Lab) config(n NodeRow) (*node.Config, error) {
+	text := fmt.Sprintf("name = %q\nstate = %q\n\n[listen]\npeer = %q\nmetrics = %q\n", n.Name, n.Dir, n.Peer, n.Metrics)
+	if n.Role == "site" {
+		_, smtp, _ := net.SplitHostPort(n.SMTP)
+		_, dns, _ := net.SplitHostPort(n.DNS)
+		text += fmt.Sprintf("smtp = %q\npop3 = %q\npop3s = %q\ndns = %q\n\n[public]\nipv4 = [%q]\nsmtp_port = %s\ndns_port = %s\n",
+			n.SMTP, n.POP3, n.POP3S, n.DNS, n.Addr, smtp, dns)
+	}
+	path := filepath.Join(l.opt.Dir, n.Name+".toml")
+	if err := durable.ReplaceFile(path, []byte(text)); err != nil {
+		return nil, err
+	}
+	return node.LoadConfig(path)
+}
+
+// bringUp starts the nodes that there are, makes those that are missing, and waits
+// until all of them answer.
+func (l *Lab) bringUp(ctx context.Context, fresh bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	first := l.file.Nodes[0]
+	var missing []NodeRow
+	for i, n := range l.file.Nodes {
+		cfg, err := l.config(n)
+		if err != nil {
+			return err
+		}
+		if fresh && i == 0 {
+			if err := node.Init(cfg, node.InitOptions{Zone: Zone, MXMode: "tier"}); err != nil {
+				return fmt.Errorf("%s: %w", n.Name, err)
+			}
+		}
+		// A site that was wiped since is started all the same: it refuses, and why.
+		if _, err := os.Stat(n.Dir); errors.Is(err, fs.ErrNotExist) && (fresh || n.Role == "witness") {
+			missing = append(missing, n)
+			continue
+		}
+		if err := l.StartNode(n.Name); err != nil {
+			return err
+		}
+	}
+	if err := l.await(ctx, "a quorum", l.leads); err != nil {
+		return err
+	}
+	for _, n := range missing {
+		cfg, err := l.config(n)
+		if err != nil {
+			return err
+		}
+		inv, err := l.Admin(first.Name).Invite(ctx, admin.Invite{Role: n.Role, Life: 10 * time.Minute})
+		if err == nil {
+			err = node.Join(ctx, cfg, inv.Token)
+		}
+		if err == nil {
+			err = l.StartNode(n.Name)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+	}
+	if err := l.await(ctx, "every node", l.answers); err != nil {
+		return err
+	}
+	return l.makeMailboxes(ctx)
+}
+
+// Admin returns the operator's client of a node.
+func (l *Lab) Admin(name string) *admin.Client {
+	return admin.NewClient(filepath.Join(l.opt.Dir, name), node.SocketFile)
+}
+
+// await waits until ok says nothing is missing any more.
+func (l *Lab) await(ctx context.Context, what string, ok func(context.Context) (missing string)) error {
+	for {
+		missing := ok(ctx)
+		if missing == "" {
+			l.progress("")
+			return nil
+		}
+		if name, why := l.ended(); name != "" {
+			return fmt.Errorf("%s ended: %s", name, why)
+		}
+		l.progress("waiting for " + what + ": " + missing)
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%s did not come up: %s: %w", what, missing, ctx.Err())
+		}
+	}
+}
+
+func (l *Lab) leads(ctx context.Context) string {
+	s, err := l.Admin(l.file.Nodes[0].Name).Status(ctx)
+	switch {
+	case err != nil:
+		return err.Error()
+	case !s.Quorum:
+		return "no quorum yet"
+	}
+	b, err := l.caPEM()
+	if err == nil {
+		err = durable.ReplaceFile(l.file.CA, b)
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// caPEM reads the cluster's CA from the first node's configuration.
+func (l *Lab) caPEM() ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(l.file.Nodes[0].Dir, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var c struct {
+		CA struct{ Certificate string }
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return nil, err
+	}
+	return []byte(c.CA.Certificate), nil
+}
+
+// answers says what is missing until every node does what it should.
+func (l *Lab) answers(ctx context.Context) string {
+	for _, n := range l.file.Nodes {
+		s, err := l.Admin(n.Name).Status(ctx)
+		switch {
+		case err != nil:
+			return fmt.Sprintf("%s: %v", n.Name, err)
+		case !s.Quorum:
+			return n.Name + ": no quorum yet"
+		case len(s.Voters) < len(l.file.Nodes):
+			return fmt.Sprintf("%s: %d of %d nodes vote", n.Name, len(s.Voters), len(l.file.Nodes))
+		case n.Role == "site" && !s.Accepting:
+			return n.Name + " accepts no mail: " + s.Reason
+		}
+		for _, m := range s.MX {
+			if m.State != "up" || m.Reason == "health is not known yet: configured" {
+				return fmt.Sprintf("%s sees %s %s: %s", n.Name, m.Node, m.State, m.Reason)
+			}
+		}
+	}
+	return ""
+}
+
+func (l *Lab) makeMailboxes(ctx context.Context) error {
+	for len(l.file.Mailboxes) < l.opt.Mailboxes {
+		l.progress(fmt.Sprintf("making mailbox %d of %d", len(l.file.Mailboxes)+1, l.opt.Mailboxes))
+		c, err := l.Admin(l.file.Nodes[0].Name).CreateMailbox(ctx, admin.CreateMailbox{Description: "made by the lab"})
+		if err != nil {
+			return fmt.Errorf("make mailbox: %w", err)
+		}
+		l.file.Mailboxes = append(l.file.Mailboxes, Mailbox{c.ID, c.Address, c.Password})
+	}
+	l.progress("")
+	return nil
+}
+
+// write replaces lab.json.
+func (l *Lab) write() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.file.Nodes {
+		l.file.Nodes[i].PID = l.pid(l.file.Nodes[i].Name)
+	}
+	b, err := json.MarshalIndent(l.file, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.ReplaceFile(filepath.Join(l.opt.Dir, fileName), append(b, '\n'))
+}
+
+// Describe returns what lab.json holds now.
+func (l *Lab) Describe() File {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.file
+	f.Nodes = slices.Clone(l.file.Nodes)
+	for i := range f.Nodes {
+		f.Nodes[i].PID = l.pid(f.Nodes[i].Name)
+	}
+	return f
+}
+
+// Dir returns the directory in use.
+func (l *Lab) Dir() string { return l.opt.Dir }
+
+// Serve shows progress and does what `msgw lab start|stop|kill` ask until ctx ends.
+func (l *Lab) Serve(ctx context.Context) error {
+	ln, err := admin.Listen(l.opt.Dir, socketName)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	for verb, do := range map[string]func(string) error{"start": l.StartNode, "stop": l.StopNode, "kill": l.KillNode} {
+		mux.HandleFunc("POST /"+verb+"/{name}", func(w http.ResponseWriter, r *http.Request) {
+			err := do(r.PathValue("name"))
+			if err == nil {
+				err = l.write()
+			}
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusConflict)
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { l.watch(ctx) })
+	err = admin.Serve(ctx, ln, mux)
+	cancel()
+	wg.Wait()
+	return err
+}
+
+// watch keeps lab.json and the status line true.
+func (l *Lab) watch(ctx context.Context) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-l.changed:
+			if err := l.write(); err != nil {
+				fmt.Fprintln(l.opt.Out, "lab.json:", err)
+			}
+		case <-t.C:
+			if l.opt.Terminal {
+				l.progress(l.summary(ctx))
+			}
+		case <-ctx.Done():
+			l.progress("")
+			return
+		}
+	}
+}
+
+// summary is one line about all nodes.
+func (l *Lab) summary(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	text := ""
+	for i, n := range l.Describe().Nodes {
+		if i > 0 {
+			text += " | "
+		}
+		text += n.Name + " "
+		s, err := l.Admin(n.Name).Status(ctx)
+		switch {
+		case n.PID == 0:
+			text += "stopped"
+		case err != nil:
+			text += "does not answer"
+		case n.Role == "witness":
+			text += "votes"
+		default:
+			text += fmt.Sprintf("%d waiting, quorum %v", s.Waiting.Messages, s.Quorum)
+		}
+	}
+	return text
+}
+
+// progress rewrites the status line; empty text clears it.
+func (l *Lab) progress(text string) {
+	if l.opt.Terminal {
+		if len(text) > 110 {
+			text = text[:110]
+		}
+		fmt.Fprintf(l.opt.Out, "\r\x1b[K%s", text)
+	}
+}
+
+// Close stops every node and, if the directory is temporary, removes it.
+func (l *Lab) Close() error {
+	err := l.stopAll()
+	if l.lock != nil {
+		if l.temp {
+			err = errors.Join(err, os.RemoveAll(l.opt.Dir))
+		} else {
+			err = errors.Join(err, l.write())
+			if rerr := os.Remove(filepath.Join(l.opt.Dir, socketName)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+				err = errors.Join(err, rerr)
+			}
+		}
+		l.lock.Close()
+	}
+	return err
+}
+
+// Ask sends a verb about a node to the lab that runs in dir.
+func Ask(ctx context.Context, dir, verb, name string) error {
+	c := admin.HTTPClient(dir, socketName)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://lab/"+verb+"/"+name, nil)
+	if err != nil {
+		return err
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return &node.OperatorError{Err: fmt.Errorf("no lab runs in %s", dir), Hint: "start one with `msgw lab --dir " + dir + "`"}
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10))
+		return &node.OperatorError{Err: fmt.Errorf("%s %s: %s", verb, name, string(b))}
+	}
+	return nil
+}

@@ -1,0 +1,199 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"msgw/raftstore"
+)
+
+// Config is what only this node knows: names, paths, addresses. Everything else is
+// replicated.
+type Config struct {
+	Name     string `toml:"name"`     // of the node, a DNS label
+	State    string `toml:"state"`    // directory for everything that must survive
+	Resolver string `toml:"resolver"` // host:port for lookups of its own; empty: the system's
+	Listen   Listen `toml:"listen"`
+	Public   Public `toml:"public"`
+	Log      Log    `toml:"log"`
+}
+
+// Listen holds the addresses to bind, each host:port. A witness binds only the peer
+// port, and metrics if wanted.
+type Listen struct {
+	SMTP    string `toml:"smtp"`
+	POP3    string `toml:"pop3"`
+	POP3S   string `toml:"pop3s"`
+	DNS     string `toml:"dns"`
+	Peer    string `toml:"peer"`
+	Metrics string `toml:"metrics"` // Prometheus, plain HTTP; empty: none
+}
+
+// Public says how others reach this node.
+type Public struct {
+	Host     string   `toml:"host"` // public host name; empty: <name>.<zone>
+	IPv4     []string `toml:"ipv4"`
+	IPv6     []string `toml:"ipv6"`
+	Peer     string   `toml:"peer"` // host:port of the peer port; empty: as listened on
+	SMTPPort int      `toml:"smtp_port"`
+	DNSPort  int      `toml:"dns_port"`
+}
+
+// Log says what is logged and how.
+type Log struct {
+	Level  string `toml:"level"`  // debug, info, warn or error
+	Format string `toml:"format"` // text or json
+}
+
+// DefaultState is the state directory where none is named.
+const DefaultState = "/var/lib/msgw"
+
+// maxConfig bounds the size of the file.
+const maxConfig = 1 << 20
+
+// LoadConfig reads and checks a configuration file. Every fault is an error of one
+// line that names file, key, value and what was expected.
+func LoadConfig(path string) (*Config, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if len(b) > maxConfig {
+		return nil, fmt.Errorf("%s: %d octets, expected at most %d", path, len(b), maxConfig)
+	}
+	c := &Config{
+		State:  DefaultState,
+		Listen: Listen{SMTP: "0.0.0.0:25", POP3: "0.0.0.0:110", POP3S: "0.0.0.0:995", DNS: "0.0.0.0:53", Peer: "0.0.0.0:8451"},
+		Public: Public{SMTPPort: 25, DNSPort: 53},
+		Log:    Log{Level: "info", Format: "text"},
+	}
+	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := d.Decode(c); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, tomlError(err))
+	}
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// tomlError makes one line of what the decoder says.
+func tomlError(err error) error {
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) && len(strict.Errors) > 0 {
+		e := strict.Errors[0]
+		row, _ := e.Position()
+		return fmt.Errorf("line %d: unknown key %s", row, strings.Join(e.Key(), "."))
+	}
+	var de *toml.DecodeError
+	if errors.As(err, &de) {
+		row, _ := de.Position()
+		key := strings.Join(de.Key(), ".")
+		if key != "" {
+			key += ": "
+		}
+		return fmt.Errorf("line %d: %s%s", row, key, strings.TrimPrefix(de.Error(), "toml: "))
+	}
+	return err
+}
+
+func (c *Config) check() error {
+	if c.Name == "" {
+		return errors.New("name: missing, expected the node's name, as in msgw1")
+	}
+	if err := raftstore.CheckNodeName(c.Name); err != nil {
+		return fmt.Errorf("name: %w", err)
+	}
+	if !filepath.IsAbs(c.State) {
+		return fmt.Errorf("state: %q, expected an absolute path", c.State)
+	}
+	if _, err := c.Level(); err != nil {
+		return err
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		return fmt.Errorf("log.format: %q, expected text or json", c.Log.Format)
+	}
+	for key, a := range map[string]string{"listen.smtp": c.Listen.SMTP, "listen.pop3": c.Listen.POP3, "listen.pop3s": c.Listen.POP3S,
+		"listen.dns": c.Listen.DNS, "listen.peer": c.Listen.Peer, "listen.metrics": c.Listen.Metrics, "resolver": c.Resolver} {
+		if a == "" && (key == "listen.metrics" || key == "resolver") {
+			continue
+		}
+		if ap, err := netip.ParseAddrPort(a); err != nil || ap.Port() == 0 {
+			return fmt.Errorf("%s: %q, expected an address and a port, as in 192.0.2.1:25", key, a)
+		}
+	}
+	for key, list := range map[string][]string{"public.ipv4": c.Public.IPv4, "public.ipv6": c.Public.IPv6} {
+		for _, s := range list {
+			a, err := netip.ParseAddr(s)
+			if err != nil || a.Zone() != "" || a.Is4() != (key == "public.ipv4") || a.IsUnspecified() {
+				return fmt.Errorf("%s: %q, expected an %s address", key, s, map[bool]string{true: "IPv4", false: "IPv6"}[key == "public.ipv4"])
+			}
+		}
+	}
+	for key, p := range map[string]int{"public.smtp_port": c.Public.SMTPPort, "public.dns_port": c.Public.DNSPort} {
+		if p < 1 || p > 65535 {
+			return fmt.Errorf("%s: %d, expected a port number", key, p)
+		}
+	}
+	if c.Public.Host != "" {
+		if err := CheckHostName(c.Public.Host); err != nil {
+			return fmt.Errorf("public.host: %w", err)
+		}
+	}
+	if c.Public.Peer != "" {
+		if host, port, err := net.SplitHostPort(c.Public.Peer); err != nil || host == "" || port == "" {
+			return fmt.Errorf("public.peer: %q, expected host:port, as in 192.0.2.1:8451", c.Public.Peer)
+		}
+	}
+	return nil
+}
+
+// Level returns the log level.
+func (c *Config) Level() (slog.Level, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(c.Log.Level)); err != nil {
+		return 0, fmt.Errorf("log.level: %q, expected debug, info, warn or error", c.Log.Level)
+	}
+	return l, nil
+}
+
+// PeerAddress is where the other nodes reach this one. It returns an error if the
+// file leaves it open.
+func (c *Config) PeerAddress() (string, error) {
+	if c.Public.Peer != "" {
+		return c.Public.Peer, nil
+	}
+	ap := netip.MustParseAddrPort(c.Listen.Peer)
+	if !ap.Addr().IsUnspecified() {
+		return c.Listen.Peer, nil
+	}
+	for _, a := range append(c.Public.IPv4, c.Public.IPv6...) {
+		return net.JoinHostPort(a, fmt.Sprint(ap.Port())), nil
+	}
+	return "", errors.New("public.peer: missing, expected the address at which the other nodes reach this one, as in 192.0.2.1:8451")
+}
+
+// CheckHostName says whether a name can be a public host name or a zone (RFC 1123
+// section 2.1).
+func CheckHostName(name string) error {
+	bad := fmt.Errorf("%q, expected a full host name in lower case, as in msgw1.msgw.example.com", name)
+	if len(name) > 253 || !strings.Contains(name, ".") {
+		return bad
+	}
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' ||
+			strings.ContainsFunc(label, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }) {
+			return bad
+		}
+	}
+	return nil
+}

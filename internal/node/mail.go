@@ -1,0 +1,160 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	"msgw/internal/journal"
+	"msgw/internal/pop3d"
+	"msgw/internal/seal"
+	"msgw/raftstore"
+	"msgw/smtpnode"
+)
+
+// mailboxes is the smtpnode.Mailboxes of this node.
+type mailboxes struct{ *Node }
+
+// Mailbox finds the mailbox of an address of the zone. A sub-address, from the
+// first + on, does not count.
+func (n mailboxes) Mailbox(address string) (smtpnode.Mailbox, error) {
+	s := n.store.State()
+	local, domain := address, ""
+	if i := strings.LastIndexByte(address, '@'); i >= 0 {
+		local, domain = address[:i], address[i+1:]
+	}
+	if !strings.EqualFold(strings.TrimSuffix(domain, "."), s.Zone.Name) {
+		return smtpnode.Mailbox{}, fmt.Errorf("%w: %s is not the zone of this appliance", smtpnode.ErrUnknown, domain)
+	}
+	id, _, _ := strings.Cut(strings.ToLower(local), "+")
+	m, ok := s.Mailboxes[id]
+	if !ok || m.Status == raftstore.Retired {
+		// It may have been made a second ago at the other site.
+		if !n.store.Current() {
+			return smtpnode.Mailbox{}, smtpnode.ErrUncertain
+		}
+		return smtpnode.Mailbox{}, smtpnode.ErrUnknown
+	}
+	k, ok := m.ActiveKey()
+	if !ok {
+		return smtpnode.Mailbox{}, fmt.Errorf("mailbox %s has no active key", id)
+	}
+	return smtpnode.Mailbox{ID: id, Suspended: m.Status == raftstore.Suspended, Key: k.ID, Recipient: k.Recipient}, nil
+}
+
+// maildrops is the pop3d.Maildrops of this node.
+type maildrops struct {
+	n *Node
+
+	mu   sync.Mutex
+	open map[string]bool
+}
+
+func newMaildrops(n *Node) *maildrops { return &maildrops{n: n, open: map[string]bool{}} }
+
+// Login checks the password by opening the mailbox's key with it.
+func (d *maildrops) Login(ctx context.Context, user, password string) (pop3d.Maildrop, error) {
+	s := d.n.store.State()
+	id := strings.ToLower(user)
+	if local, domain, ok := strings.Cut(id, "@"); ok && domain == s.Zone.Name {
+		id = local
+	}
+	m, ok := s.Mailboxes[id]
+	if !ok {
+		d.n.deriver.Decoy(ctx, password)
+		return nil, pop3d.ErrCredentials
+	}
+	ids, err := seal.Unlock(ctx, d.n.deriver, id, password, m.Keys)
+	if errors.Is(err, seal.ErrPassword) {
+		return nil, pop3d.ErrCredentials
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", pop3d.ErrTemporary, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.open[id] {
+		return nil, pop3d.ErrInUse
+	}
+	d.open[id] = true
+	drop := &maildrop{drops: d, mailbox: id, ids: ids}
+	for _, meta := range d.n.journal.List(id) {
+		// What an older password locked away stays waiting, unlisted.
+		if seal.Unlockable(m.Keys, meta.Key) {
+			drop.metas = append(drop.metas, meta)
+		}
+	}
+	return drop, nil
+}
+
+// maildrop is one mailbox while an archive has it open.
+type maildrop struct {
+	drops   *maildrops
+	mailbox string
+	ids     []seal.Identity
+	metas   []journal.Meta
+}
+
+func (d *maildrop) Messages() []pop3d.Message {
+	ms := make([]pop3d.Message, len(d.metas))
+	for i, m := range d.metas {
+		lfDot := m.Flags&journal.LFDot != 0
+		ms[i] = pop3d.Message{ID: m.ID.String(), LFDot: lfDot,
+			Octets: pop3d.Octets(m.Octets, m.BareLFs, m.Flags&journal.NoFinalCRLF == 0, lfDot)}
+	}
+	return ms
+}
+
+// Open unseals a message and passes over the trace block before it.
+func (d *maildrop) Open(_ context.Context, i int) (io.ReadCloser, error) {
+	m := d.metas[i]
+	r, err := d.drops.n.journal.Open(m.ID)
+	if err != nil {
+		d.drops.n.log.Error("waiting message cannot be read", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
+		return nil, err
+	}
+	p, err := unseal(r, m, d.ids)
+	if err != nil {
+		r.Close()
+		d.drops.n.log.Error("waiting message cannot be opened", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{p, r}, nil
+}
+
+// unseal opens the message behind m and checks that its octets belong to m.
+func unseal(r *journal.Reader, m journal.Meta, ids []seal.Identity) (io.Reader, error) {
+	p, size, err := seal.Open(r, m.Sealed, ids)
+	if err != nil {
+		return nil, err
+	}
+	binding := journal.TraceBinding(m.ID, m.Mailbox)
+	got := make([]byte, min(int64(len(binding)), m.Trace))
+	if _, err := p.ReadAt(got, 0); err != nil && err != io.EOF {
+		return nil, err
+	}
+	if size != m.Trace+m.Octets || string(got) != binding {
+		return nil, fmt.Errorf("%w: its octets belong to another record", journal.ErrDamaged)
+	}
+	return io.NewSectionReader(p, m.Trace, m.Octets), nil
+}
+
+func (d *maildrop) Delete(_ context.Context, which []int) error {
+	ids := make([]journal.ID, len(which))
+	for i, w := range which {
+		ids[i] = d.metas[w].ID
+	}
+	return d.drops.n.journal.Delete(ids...)
+}
+
+func (d *maildrop) Close() {
+	d.drops.mu.Lock()
+	defer d.drops.mu.Unlock()
+	delete(d.drops.open, d.mailbox)
+}

@@ -1,0 +1,234 @@
+package node
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"msgw/internal/admin"
+	"msgw/internal/ca"
+	"msgw/internal/journal"
+	"msgw/internal/seal"
+	"msgw/raftstore"
+)
+
+func fingerprint(m *members) string { return ca.Fingerprint(m.Root()) }
+
+func (n *Node) address(id string) string { return id + "@" + n.store.State().Zone.Name }
+
+// choose returns the password to use and its parameters. generated is empty if the
+// operator chose one.
+func choose(password string) (use, generated string, kdf seal.KDF, err error) {
+	if password == "" {
+		p := seal.NewPassword()
+		return p, p, seal.GeneratedKDF, nil
+	}
+	if err := seal.CheckPassword(password); err != nil {
+		return "", "", seal.KDF{}, admin.Errorf(http.StatusBadRequest, "", "%v", err)
+	}
+	return password, "", seal.ChosenKDF, nil
+}
+
+// CreateMailbox makes a mailbox, or takes over an existing address.
+func (n operator) CreateMailbox(ctx context.Context, r admin.CreateMailbox) (admin.Credentials, error) {
+	if r.ID == "" {
+		r.ID = raftstore.NewMailboxID()
+	}
+	r.ID = strings.ToLower(r.ID)
+	if err := raftstore.CheckMailboxID(r.ID); err != nil {
+		return admin.Credentials{}, admin.Errorf(http.StatusBadRequest, "", "%v", err)
+	}
+	if len(r.Description) > 200 {
+		return admin.Credentials{}, admin.Errorf(http.StatusBadRequest, "", "description: %d octets, expected at most 200", len(r.Description))
+	}
+	password, generated, kdf, err := choose(r.Password)
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	key, err := seal.NewKey(ctx, n.deriver, r.ID, password, kdf, time.Now())
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	c, err := n.change(ctx, raftstore.CreateMailbox{ID: r.ID, Description: r.Description, Key: key})
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	n.log.Info("mailbox created", "mailbox", r.ID, "applied", c.Applied, "missing", c.Missing)
+	return admin.Credentials{ID: r.ID, Address: n.address(r.ID), Password: generated, Change: c}, nil
+}
+
+// find looks up a mailbox by id or address.
+func (n *Node) find(id string) (raftstore.Mailbox, error) {
+	local, _, _ := strings.Cut(strings.ToLower(id), "@")
+	m, ok := n.store.State().Mailboxes[local]
+	if !ok {
+		return m, admin.Errorf(http.StatusNotFound, "`msgw mailbox list` shows them", "no mailbox %s", id)
+	}
+	return m, nil
+}
+
+// ChangePassword wraps the keys under another password. No message is touched.
+func (n operator) ChangePassword(ctx context.Context, id string, r admin.ChangePassword) (admin.Credentials, error) {
+	m, err := n.find(id)
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	password, generated, kdf, err := choose(r.New)
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	keys, err := seal.Rewrap(ctx, n.deriver, m.ID, r.Old, password, kdf, m.Keys)
+	if err == seal.ErrPassword {
+		return admin.Credentials{}, admin.Errorf(http.StatusForbidden,
+			"if it is lost, `msgw mailbox passwd --reset` makes a new key; what waits under the old one becomes locked", "the old password is wrong")
+	}
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	c, err := n.change(ctx, raftstore.SetKeys{ID: m.ID, Version: m.Version, Keys: keys})
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	n.log.Info("mailbox password changed", "mailbox", m.ID, "applied", c.Applied, "missing", c.Missing)
+	return admin.Credentials{ID: m.ID, Address: n.address(m.ID), Password: generated, Change: c}, nil
+}
+
+// ResetPassword makes a new key under a new password. What waits under the old key
+// is kept, locked.
+func (n operator) ResetPassword(ctx context.Context, id string, r admin.ResetPassword) (admin.Credentials, error) {
+	m, err := n.find(id)
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	password, generated, kdf, err := choose(r.New)
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	key, err := seal.NewKey(ctx, n.deriver, m.ID, password, kdf, time.Now())
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	keys := slices.Clone(m.Keys)
+	for i := range keys {
+		keys[i].State = seal.DecryptOnly
+	}
+	c, err := n.change(ctx, raftstore.SetKeys{ID: m.ID, Version: m.Version, Keys: append(keys, key)})
+	if err != nil {
+		return admin.Credentials{}, err
+	}
+	n.log.Warn("mailbox password reset: messages that wait under older keys are locked", "mailbox", m.ID, "applied", c.Applied, "missing", c.Missing)
+	return admin.Credentials{ID: m.ID, Address: n.address(m.ID), Password: generated, Change: c}, nil
+}
+
+// SetMailboxStatus suspends or activates a mailbox.
+func (n operator) SetMailboxStatus(ctx context.Context, id, status string) (admin.Change, error) {
+	m, err := n.find(id)
+	if err != nil {
+		return admin.Change{}, err
+	}
+	st := raftstore.MailboxStatus(status)
+	if st != raftstore.Active && st != raftstore.Suspended {
+		return admin.Change{}, admin.Errorf(http.StatusBadRequest, "", "status %q: expected active or suspended", status)
+	}
+	return n.change(ctx, raftstore.SetStatus{ID: m.ID, Status: st})
+}
+
+// DeleteMailbox retires a mailbox that is suspended, and empty by the report of
+// every site.
+func (n operator) DeleteMailbox(ctx context.Context, id string) (admin.Change, error) {
+	m, err := n.find(id)
+	if err != nil {
+		return admin.Change{}, err
+	}
+	if m.Status == raftstore.Active {
+		return admin.Change{}, admin.Errorf(http.StatusConflict, "suspend it first: `msgw mailbox suspend "+m.ID+"`", "mailbox %s is active", m.ID)
+	}
+	at := n.store.State().Index
+	if c := n.awaitSites(at); len(c.Missing) > 0 {
+		return admin.Change{}, admin.Errorf(http.StatusConflict, "wait until it is back, or the mailbox could lose mail there",
+			"%s cannot say whether mailbox %s is empty there", strings.Join(c.Missing, ", "), m.ID)
+	}
+	for _, h := range n.heldOf(ctx, m) {
+		switch {
+		case h.Error != "":
+			return admin.Change{}, admin.Errorf(http.StatusConflict, "wait until it is back, or the mailbox could lose mail there",
+				"%s cannot say whether mailbox %s is empty there: %s", h.Site, m.ID, h.Error)
+		case h.Messages > 0:
+			return admin.Change{}, admin.Errorf(http.StatusConflict, "let the archive fetch them first",
+				"mailbox %s has %d messages waiting at %s", m.ID, h.Messages, h.Site)
+		}
+	}
+	return n.change(ctx, raftstore.SetStatus{ID: m.ID, Status: raftstore.Retired})
+}
+
+// Mailboxes lists all mailboxes and what waits in them.
+func (n operator) Mailboxes(ctx context.Context) ([]admin.Mailbox, error) {
+	s := n.store.State()
+	waiting, errs := n.askWaiting(ctx)
+	out := make([]admin.Mailbox, 0, len(s.Mailboxes))
+	for _, m := range s.Mailboxes {
+		out = append(out, n.describe(m, waiting, errs))
+	}
+	slices.SortFunc(out, func(a, b admin.Mailbox) int { return strings.Compare(a.ID, b.ID) })
+	return out, nil
+}
+
+// Mailbox describes one.
+func (n operator) Mailbox(ctx context.Context, id string) (admin.Mailbox, error) {
+	m, err := n.find(id)
+	if err != nil {
+		return admin.Mailbox{}, err
+	}
+	waiting, errs := n.askWaiting(ctx)
+	return n.describe(m, waiting, errs), nil
+}
+
+// askWaiting asks every site what waits there.
+func (n *Node) askWaiting(ctx context.Context) (map[string]map[string]journal.Waiting, map[string]error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	var mu sync.Mutex
+	waiting, errs := map[string]map[string]journal.Waiting{}, map[string]error{}
+	var wg sync.WaitGroup
+	for _, name := range n.store.State().Sites() {
+		wg.Go(func() {
+			w, err := n.waitingAt(ctx, name)
+			mu.Lock()
+			defer mu.Unlock()
+			waiting[name], errs[name] = w, err
+		})
+	}
+	wg.Wait()
+	return waiting, errs
+}
+
+func (n *Node) heldOf(ctx context.Context, m raftstore.Mailbox) []admin.Held {
+	waiting, errs := n.askWaiting(ctx)
+	return n.describe(m, waiting, errs).Sites
+}
+
+func (n *Node) describe(m raftstore.Mailbox, waiting map[string]map[string]journal.Waiting, errs map[string]error) admin.Mailbox {
+	out := admin.Mailbox{ID: m.ID, Address: n.address(m.ID), Description: m.Description, Status: string(m.Status), Created: m.Created}
+	for _, k := range m.Keys {
+		out.Keys = append(out.Keys, admin.Key{ID: k.ID, State: string(k.State), Created: k.Created})
+	}
+	for _, name := range n.store.State().Sites() {
+		h := admin.Held{Site: name}
+		if err := errs[name]; err != nil {
+			h.Error = err.Error()
+		} else {
+			w := waiting[name][m.ID]
+			h.Messages, h.Octets, h.Oldest = w.Messages, w.Octets, w.Oldest
+			for key, count := range w.Keys {
+				if !seal.Unlockable(m.Keys, key) {
+					h.Locked += count
+				}
+			}
+		}
+		out.Sites = append(out.Sites, h)
+	}
+	return out
+}

@@ -1,0 +1,143 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"msgw/internal/ca"
+	"msgw/internal/durable"
+	"msgw/internal/peer"
+	"msgw/raftstore"
+)
+
+// members is the peer.Membership of this node: the configuration it serves from,
+// and its own peer certificate.
+type members struct {
+	n *Node
+
+	mu    sync.Mutex
+	state func() *raftstore.State
+	root  *x509.Certificate
+	cert  *tls.Certificate
+}
+
+func openMembers(n *Node) (*members, error) {
+	s, err := raftstore.LoadState(n.cfg.State)
+	if err != nil {
+		return nil, operatorError(err, "this node lost part of its state: join it again under a new invitation, with an empty state directory")
+	}
+	m := &members{n: n, state: func() *raftstore.State { return s }}
+	if m.root, err = ca.ParseCertificate(s.CA.Certificate); err != nil {
+		return nil, fmt.Errorf("cluster CA: %w", err)
+	}
+	if m.cert, err = n.id.peerCertificate(n.cfg.State, s.CA.Certificate); err != nil {
+		return nil, fmt.Errorf("peer certificate: %w", err)
+	}
+	return m, nil
+}
+
+// follow reads the configuration from the store from now on.
+func (m *members) follow(store *raftstore.Store) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state = store.State
+}
+
+func (m *members) current() *raftstore.State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state()
+}
+
+func (m *members) Root() *x509.Certificate { return m.root }
+func (m *members) Epoch() string           { return m.current().Epoch.String() }
+
+func (m *members) Certificate() *tls.Certificate {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cert
+}
+
+func (m *members) Member(id string) bool {
+	_, ok := m.current().NodeByID(id)
+	return ok
+}
+
+func (m *members) Resolve(id string) (string, error) {
+	if node, ok := m.current().NodeByID(id); ok {
+		return node.Peer, nil
+	}
+	return "", fmt.Errorf("no member has the server id %s", id)
+}
+
+// renew replaces the peer certificate in good time. A site issues it itself; a
+// witness asks any site.
+func (m *members) renew(ctx context.Context) {
+	cert := m.Certificate()
+	now := time.Now()
+	if now.Before(cert.Leaf.NotAfter.Add(-ca.RenewBefore)) {
+		return
+	}
+	n := m.n
+	pem, err := "", error(nil)
+	if n.witness {
+		pem, err = n.askForCertificate(ctx)
+	} else {
+		var a *ca.Authority
+		if a, err = n.authority(); err == nil {
+			pem, err = a.IssuePeer(ca.Identity{Cluster: n.id.Cluster, Node: n.id.Name, ID: n.id.ID}, n.id.peer.Public(), now)
+		}
+	}
+	if err == nil {
+		err = durable.ReplaceFile(filepath.Join(n.cfg.State, peerCertFile), []byte(pem))
+	}
+	if err == nil {
+		cert, err = n.id.peerCertificate(n.cfg.State, n.store.State().CA.Certificate)
+	}
+	if err != nil {
+		n.log.Error("peer certificate not renewed; it is tried again", "until", m.Certificate().Leaf.NotAfter, "err", err)
+		return
+	}
+	m.mu.Lock()
+	m.cert = cert
+	m.mu.Unlock()
+	n.log.Info("peer certificate renewed", "until", cert.Leaf.NotAfter)
+}
+
+// authority opens the cluster's CA with this node's key.
+func (n *Node) authority() (*ca.Authority, error) {
+	s := n.store.State()
+	key, err := n.id.node.OpenSecret(s.CA.Key)
+	if err != nil {
+		return nil, fmt.Errorf("cluster CA: %w", err)
+	}
+	return ca.Open(s.CA.Certificate, key)
+}
+
+// raftStream carries raft over peer connections.
+type raftStream struct {
+	net.Listener
+	dialer  *peer.Dialer
+	members *members
+}
+
+// Dial connects to the member with a peer address.
+func (r *raftStream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	nodes := r.members.current().SortedNodes()
+	i := slices.IndexFunc(nodes, func(n raftstore.Node) bool { return n.Peer == string(addr) })
+	if i < 0 {
+		return nil, fmt.Errorf("no member has the peer address %s", addr)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return r.dialer.Dial(ctx, peer.Raft, nodes[i].ID)
+}

@@ -1,0 +1,279 @@
+// Package node is one running node: it builds the rooms, joins them, and starts and
+// stops them in order. The rooms know nothing of each other; what one needs of
+// another is adapted here.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"msgw/dnsplugin"
+	"msgw/internal/admin"
+	"msgw/internal/certs"
+	"msgw/internal/health"
+	"msgw/internal/journal"
+	"msgw/internal/peer"
+	"msgw/internal/pop3d"
+	"msgw/internal/seal"
+	"msgw/raftstore"
+	"msgw/smtpnode"
+)
+
+// Node is the rooms of one node.
+type Node struct {
+	cfg     *Config
+	log     *slog.Logger
+	version string
+	id      *identity
+	witness bool
+	metrics *prometheus.Registry
+
+	members *members         // who belongs to the cluster, and this node's certificate
+	peers   *peer.Client     // calls to the other nodes
+	store   *raftstore.Store // replicated configuration
+	deriver *seal.Deriver    // password checks
+	journal *journal.Journal // sealed messages; nil at a witness
+	certs   *certs.Manager   // nil at a witness
+	health  *health.Monitor  // verdicts
+	drain   *drain           // this node's own wish
+	zone    *zone            // what the DNS answers; nil at a witness
+	drops   *maildrops       // open maildrops
+}
+
+// Run runs the node that cfg describes until ctx ends. It returns *OperatorError
+// for what must be fixed before another try.
+func Run(ctx context.Context, cfg *Config, version string, log *slog.Logger) error {
+	id, err := loadIdentity(cfg.State)
+	if err != nil {
+		return err
+	}
+	if id.Name != cfg.Name {
+		return operatorError(fmt.Errorf("name: %q, but %s holds the node %s", cfg.Name, cfg.State, id.Name),
+			"correct name or state in the configuration file")
+	}
+	lock, err := lockState(cfg.State)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+
+	n := &Node{cfg: cfg, log: log, version: version, id: id, witness: id.Role == raftstore.Witness, metrics: prometheus.NewRegistry()}
+	n.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return n.run(ctx)
+}
+
+// run opens every room from the ground up, serves, and closes them the other way
+// round.
+func (n *Node) run(ctx context.Context) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	listeners, err := n.listen()
+	if err != nil {
+		return err
+	}
+	defer listeners.close()
+
+	// The configuration, and the port over which it is replicated.
+	if n.members, err = openMembers(n); err != nil {
+		return err
+	}
+	dialer := peer.NewDialer(n.members)
+	n.peers = peer.NewClient(dialer)
+	defer n.peers.Close()
+	peerAddr, err := n.cfg.PeerAddress()
+	if err != nil {
+		return operatorError(err, "")
+	}
+	peers := peer.NewServer(n.members, peerAddr, n.log)
+	stream := &raftStream{Listener: peers.Listener(peer.Raft), dialer: dialer, members: n.members}
+	n.store, err = raftstore.Open(raftstore.Options{Dir: n.cfg.State, Name: n.id.Name, ID: n.id.ID, Witness: n.witness,
+		Stream: stream, Peers: peerCalls{n}, Log: n.log})
+	if errors.Is(err, raftstore.ErrNoState) {
+		return operatorError(err, "this node lost part of its state: join it again under a new invitation, with an empty state directory")
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.store.Close()) }()
+	n.members.follow(n.store)
+	if n.drain, err = openDrain(n.cfg.State); err != nil {
+		return err
+	}
+	n.deriver = seal.NewDeriver(256 << 10)
+
+	// The rooms of a site.
+	if !n.witness {
+		if n.journal, err = journal.Open(filepath.Join(n.cfg.State, journalDir), journal.Options{Log: n.log}); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, n.journal.Close()) }()
+		n.drops = newMaildrops(n)
+		if n.certs, err = n.openCerts(); err != nil {
+			return err
+		}
+		n.zone = newZone(n)
+	}
+	n.health = health.New(health.Options{Prober: prober{n}, Targets: n.targets, Log: n.log})
+	n.registerGauges()
+	socket, err := admin.Listen(n.cfg.State, SocketFile)
+	if err != nil {
+		return fmt.Errorf("socket in %s: %w", n.cfg.State, err)
+	}
+	defer socket.Close()
+	var dns *dnsplugin.Server
+	if !n.witness {
+		if dns, err = n.listenDNS(ctx); err != nil {
+			return err
+		}
+	}
+
+	// Everything is open: serve. Each task ends with ctx; one that fails ends all.
+	// The rooms are closed only after every task has ended.
+	var tasks tasks
+	run := func(name string, f func(context.Context) error) { tasks.run(ctx, cancel, name, f) }
+	run("peer port", func(ctx context.Context) error { return peers.Serve(ctx, listeners.peer) })
+	n.servePeers(run, peers)
+	run("health", func(ctx context.Context) error { n.health.Run(ctx); return nil })
+	run("upkeep", n.upkeep)
+	if !n.witness {
+		run("certificates", func(ctx context.Context) error { n.certs.Run(ctx); return nil })
+		run("zone", n.zone.run)
+		run("dns", dns.Serve)
+		run("smtp", func(ctx context.Context) error { return n.smtpServer().Serve(ctx, listeners.smtp) })
+		run("pop3", func(ctx context.Context) error { return n.pop3Server().Serve(ctx, listeners.pop3, listeners.pop3s) })
+	}
+	if listeners.metrics != nil {
+		run("metrics", func(ctx context.Context) error { return admin.Serve(ctx, listeners.metrics, n.metricsHandler()) })
+	}
+	run("socket", func(ctx context.Context) error { return admin.Serve(ctx, socket, admin.Handler(operator{n}, n.log)) })
+	n.log.Info("node started", "node", n.id.Name, "role", n.id.Role, "version", n.version, "epoch", n.members.Epoch(), "revision", n.store.State().Revision)
+	<-ctx.Done()
+	n.log.Info("node stops")
+	return tasks.wait()
+}
+
+// tasks are the goroutines of a node.
+type tasks struct {
+	wg  sync.WaitGroup
+	mu  sync.Mutex
+	err error
+}
+
+func (t *tasks) run(ctx context.Context, cancel func(), name string, f func(context.Context) error) {
+	t.wg.Go(func() {
+		if err := f(ctx); err != nil {
+			t.mu.Lock()
+			t.err = errors.Join(t.err, fmt.Errorf("%s: %w", name, err))
+			t.mu.Unlock()
+			cancel()
+		}
+	})
+}
+
+func (t *tasks) wait() error {
+	t.wg.Wait()
+	return t.err
+}
+
+// listeners are the bound TCP ports of a node.
+type listeners struct {
+	peer, smtp, pop3, pop3s, metrics net.Listener
+}
+
+// listen binds every TCP port, or none and says which one is taken.
+func (n *Node) listen() (*listeners, error) {
+	l := &listeners{}
+	bind := func(key, addr string, to *net.Listener) error {
+		if addr == "" {
+			return nil
+		}
+		ln, err := net.Listen("tcp", addr)
+		*to = ln
+		if err != nil {
+			*to = nil
+			return bindError(key, addr, err)
+		}
+		return nil
+	}
+	c := n.cfg.Listen
+	err := errors.Join(bind("listen.peer", c.Peer, &l.peer), bind("listen.metrics", c.Metrics, &l.metrics))
+	if err == nil && !n.witness {
+		err = errors.Join(bind("listen.smtp", c.SMTP, &l.smtp), bind("listen.pop3", c.POP3, &l.pop3), bind("listen.pop3s", c.POP3S, &l.pop3s))
+	}
+	if err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func bindError(key, addr string, err error) error {
+	hint := ""
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		hint = "another program listens there; find it with `ss -ltnup`"
+	case errors.Is(err, syscall.EACCES):
+		hint = "ports below 1024 need root or CAP_NET_BIND_SERVICE"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		hint = "this machine does not have that address"
+	}
+	return operatorError(fmt.Errorf("%s: cannot listen on %s: %w", key, addr, unwrapSyscall(err)), hint)
+}
+
+// unwrapSyscall drops what repeats the address.
+func unwrapSyscall(err error) error {
+	var sys *os.SyscallError
+	if errors.As(err, &sys) {
+		return sys
+	}
+	return err
+}
+
+func (l *listeners) close() {
+	for _, ln := range []net.Listener{l.peer, l.smtp, l.pop3, l.pop3s, l.metrics} {
+		if ln != nil {
+			ln.Close()
+		}
+	}
+}
+
+func (n *Node) smtpServer() *smtpnode.Server {
+	return smtpnode.New(smtpnode.Options{Host: n.host(), TLS: n.certs.TLS(), Mailboxes: mailboxes{n}, Store: n.journal,
+		Log: n.log, Metrics: n.metrics})
+}
+
+func (n *Node) pop3Server() *pop3d.Server {
+	return pop3d.New(pop3d.Options{Maildrops: n.drops, TLS: n.certs.TLS(), Log: n.log, Metrics: n.metrics})
+}
+
+// host is the public name of this node.
+func (n *Node) host() string {
+	return n.store.State().Nodes[n.id.Name].Host
+}
+
+// upkeep does what is due from time to time.
+func (n *Node) upkeep(ctx context.Context) error {
+	t := time.NewTicker(5 * time.Second)
+	defer t.Stop()
+	for {
+		n.members.renew(ctx)
+		n.announce(ctx)
+		n.purgeRetired(ctx)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

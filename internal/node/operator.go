@@ -1,0 +1,303 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"msgw/internal/admin"
+	"msgw/internal/certs"
+	"msgw/raftstore"
+)
+
+// operator is the admin.Node of this node.
+type operator struct{ *Node }
+
+// proposeTime is how long a change may take before it is given up.
+const proposeTime = 10 * time.Second
+
+// change proposes and then waits for the sites.
+func (n operator) change(ctx context.Context, ch raftstore.Change) (admin.Change, error) {
+	ctx, cancel := context.WithTimeout(ctx, proposeTime)
+	defer cancel()
+	index, err := n.store.Propose(ctx, ch)
+	if err != nil {
+		return admin.Change{}, proposeError(err)
+	}
+	return n.awaitSites(index), nil
+}
+
+func proposeError(err error) error {
+	var rej *raftstore.Rejection
+	switch {
+	case errors.As(err, &rej):
+		status := map[string]int{"missing": http.StatusNotFound, "invalid": http.StatusBadRequest}
+		code, ok := status[rej.Code]
+		if !ok {
+			code = http.StatusConflict
+		}
+		return admin.Errorf(code, "", "%s", rej.Message)
+	case errors.Is(err, raftstore.ErrNoQuorum):
+		return admin.Errorf(http.StatusServiceUnavailable,
+			"changes need most of the nodes; `msgw status` says which are not reachable. Mail, DNS and hand-over go on without",
+			"%v", err)
+	case errors.Is(err, raftstore.ErrUnknown):
+		return admin.Errorf(http.StatusGatewayTimeout, "look with `msgw status` or `msgw mailbox list` before you try again", "%v", err)
+	}
+	return err
+}
+
+// awaitSites waits a while until the sites have a command in their files.
+func (n *Node) awaitSites(index uint64) admin.Change {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	c := admin.Change{Applied: []string{}, Missing: []string{}}
+	sites := n.store.State().Sites()
+	has := make([]bool, len(sites))
+	var wg sync.WaitGroup
+	for i, name := range sites {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				p, err := n.store.Position(), error(nil)
+				if name != n.id.Name {
+					p, err = peerCalls{n}.Position(ctx, name)
+				}
+				if has[i] = err == nil && p.Index >= index; has[i] || errors.Is(err, raftstore.ErrNotSent) {
+					return
+				}
+				select {
+				case <-time.After(50 * time.Millisecond):
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i, name := range sites {
+		if has[i] {
+			c.Applied = append(c.Applied, name)
+		} else {
+			c.Missing = append(c.Missing, name)
+		}
+	}
+	return c
+}
+
+// Status reports what this node knows of itself and of the others.
+func (n operator) Status(ctx context.Context) (admin.Status, error) {
+	s, st, own := n.store.State(), n.store.Status(), n.report()
+	out := admin.Status{Node: n.id.Name, Role: string(n.id.Role), Version: n.version, Cluster: n.id.Cluster, Zone: s.Zone.Name,
+		Epoch: s.Epoch.Number, EpochID: s.Epoch.ID, Revision: s.Revision, Applied: st.Applied, Leader: st.Leader, Quorum: st.Quorum,
+		Voters: st.Voters, Accepting: own.Accepting && !n.witness, Reason: own.Reason, Drained: own.Drained, Waiting: own.Waiting,
+		Peers: n.askPeers(ctx, s), Certs: n.certificates(), MX: []admin.MX{}, Trouble: []string{}}
+	if n.zone != nil {
+		out.MX = n.zone.snap.Load().mx()
+	}
+	trouble := func(format string, args ...any) { out.Trouble = append(out.Trouble, fmt.Sprintf(format, args...)) }
+	if st.Err != nil {
+		trouble("configuration: %v", st.Err)
+	}
+	if !st.Quorum {
+		trouble("no quorum: the configuration cannot be changed; mail, DNS and hand-over go on")
+	}
+	if own.Reason != "" {
+		trouble("this node accepts no mail: %s", own.Reason)
+	}
+	for _, p := range out.Peers {
+		switch {
+		case !p.Reachable:
+			trouble("%s is not reachable: %s", p.Name, p.Error)
+		case p.Epoch != s.Epoch.Number:
+			trouble("%s is of epoch %d, this node of %d", p.Name, p.Epoch, s.Epoch.Number)
+		case p.Role == string(raftstore.Site) && !p.Accepting:
+			trouble("%s accepts no mail: %s", p.Name, p.Reason)
+		}
+	}
+	if n.journal != nil {
+		for _, d := range n.journal.Damaged() {
+			trouble("journal: %s at octet %d: %v", d.File, d.Offset, d.Err)
+		}
+	}
+	for _, c := range out.Certs {
+		if left := time.Until(c.NotAfter); c.Served && left < 14*24*time.Hour {
+			trouble("the certificate for %s ends %s", strings.Join(c.Names, ", "), c.NotAfter.Format(time.DateOnly))
+		}
+		if c.Trouble != "" {
+			trouble("certificate for %s: %s", strings.Join(c.Names, ", "), c.Trouble)
+		}
+	}
+	return out, nil
+}
+
+// askPeers asks every other node for its report.
+func (n *Node) askPeers(ctx context.Context, s *raftstore.State) []admin.Peer {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	peers := []admin.Peer{}
+	for _, node := range s.SortedNodes() {
+		if node.Name != n.id.Name {
+			peers = append(peers, admin.Peer{Name: node.Name, Role: string(node.Role), Address: node.Peer})
+		}
+	}
+	var wg sync.WaitGroup
+	for i := range peers {
+		wg.Go(func() {
+			p := &peers[i]
+			r, err := n.ask(ctx, p.Name)
+			if err != nil {
+				p.Error = err.Error()
+				return
+			}
+			p.Reachable, p.Epoch, p.Applied = true, r.Epoch.Number, r.Position.Index
+			p.Drained = r.Drained
+			if p.Role == string(raftstore.Site) {
+				p.Accepting, p.Reason, p.Waiting = r.Accepting, r.Reason, &r.Waiting
+			}
+		})
+	}
+	wg.Wait()
+	return peers
+}
+
+func (n *Node) certificates() []admin.Cert {
+	var out []admin.Cert
+	if n.certs != nil {
+		for _, c := range n.certs.List() {
+			out = append(out, admin.Cert{Names: c.Names, Source: c.Source, Issuer: c.Issuer, NotAfter: c.NotAfter, Served: c.Served, Trouble: c.Trouble})
+		}
+	}
+	c := n.members.Certificate().Leaf
+	return append(out, admin.Cert{Names: []string{n.id.Name}, Source: "peer", Issuer: c.Issuer.CommonName, NotAfter: c.NotAfter.UTC(), Served: true})
+}
+
+// openCerts opens the certificates of this site's host.
+func (n *Node) openCerts() (*certs.Manager, error) {
+	return certs.Open(certs.Options{Dir: n.cfg.State + "/" + certsDir, Names: []string{n.host()}, Authority: n.authority,
+		Root: func() string { return n.store.State().CA.Certificate }, Resolver: n.cfg.Resolver, Log: n.log,
+		ACME: func() certs.ACME { return certs.ACME(n.store.State().ACME) }})
+}
+
+// DNS explains what this node answers.
+func (n operator) DNS(context.Context) (admin.DNS, error) {
+	if n.zone == nil {
+		return admin.DNS{}, admin.Errorf(http.StatusConflict, "ask a site", "a witness answers no DNS")
+	}
+	s := n.zone.snap.Load()
+	out := admin.DNS{Zone: strings.TrimSuffix(s.zone.Name, "."), Serial: s.zone.Serial, Mode: n.store.State().Zone.MXMode,
+		Fresh: s.fresh, MX: s.mx(), Sample: []string{}, Faults: []string{}}
+	for _, x := range s.sample() {
+		out.Sample = append(out.Sample, fmt.Sprintf("%s %d IN MX %d %s", s.zone.Name, s.zone.TTL(), x.Preference, x.Host))
+	}
+	if err := s.zone.Check(); err != nil {
+		out.Faults = strings.Split(err.Error(), "\n")
+	}
+	return out, nil
+}
+
+// SetWeight changes a site's share.
+func (n operator) SetWeight(ctx context.Context, node string, weight uint32) (admin.Change, error) {
+	return n.change(ctx, raftstore.SetWeight{Node: node, Weight: weight})
+}
+
+// SetACME changes where certificates come from.
+func (n operator) SetACME(ctx context.Context, a admin.ACME) (admin.Change, error) {
+	return n.change(ctx, raftstore.SetACME{ACME: raftstore.ACME(a)})
+}
+
+// SetDrain asks a node to drain itself, or not any more.
+func (n operator) SetDrain(ctx context.Context, name string, drained bool) error {
+	node, ok := n.store.State().Nodes[name]
+	switch {
+	case !ok:
+		return admin.Errorf(http.StatusNotFound, "`msgw node list` shows them", "no node is named %s", name)
+	case node.Role != raftstore.Site:
+		return admin.Errorf(http.StatusBadRequest, "", "%s is a %s: it takes no mail", name, node.Role)
+	case name == n.id.Name:
+		return n.setOwnDrain(drained)
+	}
+	if err := (peerCalls{n.Node}).call(ctx, name, "/drain", drained, nil); err != nil {
+		return admin.Errorf(http.StatusBadGateway, "a drain belongs to the node itself; an unreachable one is put last by health anyway", "%v", err)
+	}
+	return nil
+}
+
+func (n *Node) setOwnDrain(drained bool) error {
+	if err := n.drain.set(drained); err != nil {
+		return err
+	}
+	n.log.Info("drain", "drained", drained)
+	return nil
+}
+
+// maxInviteLife bounds how long an invitation stays open.
+const maxInviteLife = 7 * 24 * time.Hour
+
+// Invite makes a token for one join.
+func (n operator) Invite(ctx context.Context, r admin.Invite) (admin.Invitation, error) {
+	role := raftstore.Role(r.Role)
+	switch {
+	case role != raftstore.Site && role != raftstore.Witness:
+		return admin.Invitation{}, admin.Errorf(http.StatusBadRequest, "", "role %q: expected site or witness", r.Role)
+	case r.Life <= 0 || r.Life > maxInviteLife:
+		return admin.Invitation{}, admin.Errorf(http.StatusBadRequest, "", "life %v: expected more than 0 and at most %v", r.Life, maxInviteLife)
+	}
+	s := n.store.State()
+	t := token{Invite: randomHex(8), Secret: randomHex(16), CA: fingerprint(n.members), Role: role}
+	for _, name := range s.Sites() {
+		t.Peers = append(t.Peers, s.Nodes[name].Peer)
+	}
+	expires := time.Now().Add(r.Life).UTC()
+	if _, err := n.change(ctx, raftstore.AddInvite{Invite: raftstore.Invite{ID: t.Invite, Secret: secretHash(t.Secret), Role: role, Expires: expires}}); err != nil {
+		return admin.Invitation{}, err
+	}
+	return admin.Invitation{Token: t.String(), Role: r.Role, Expires: expires}, nil
+}
+
+// purgeRetired forgets deleted mailboxes of which no site holds anything any more.
+// A transfer that had begun before the deletion may still be stored, so a day has to
+// pass.
+func (n *Node) purgeRetired(ctx context.Context) {
+	s := n.store.State()
+	var due []string
+	for id, m := range s.Mailboxes {
+		if m.Status == raftstore.Retired && time.Since(m.RetiredAt) > 24*time.Hour {
+			due = append(due, id)
+		}
+	}
+	if len(due) == 0 || n.store.Status().Leader != n.id.Name {
+		return
+	}
+	slices.Sort(due)
+	held := map[string]int{}
+	for _, name := range s.Sites() {
+		p, err := n.store.Position(), error(nil)
+		if name != n.id.Name {
+			p, err = peerCalls{n}.Position(ctx, name)
+		}
+		w, werr := n.waitingAt(ctx, name)
+		if err != nil || werr != nil || p.Index < s.Index {
+			return // a site that cannot be asked may hold something
+		}
+		for id, m := range w {
+			held[id] += m.Messages
+		}
+	}
+	for _, id := range due {
+		if held[id] > 0 {
+			continue
+		}
+		pctx, cancel := context.WithTimeout(ctx, proposeTime)
+		_, err := n.store.Propose(pctx, raftstore.PurgeMailbox{ID: id})
+		cancel()
+		if err != nil {
+			n.log.Warn("deleted mailbox not forgotten yet", "mailbox", id, "err", err)
+			return
+		}
+		n.log.Info("deleted mailbox forgotten, keys and all", "mailbox", id)
+	}
+}

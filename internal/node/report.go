@@ -1,0 +1,178 @@
+package node
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"msgw/internal/admin"
+	"msgw/internal/health"
+	"msgw/internal/journal"
+	"msgw/internal/peer"
+	"msgw/raftstore"
+)
+
+// report is what a node tells the others about itself.
+type report struct {
+	health.Report
+	Node     string             `json:"node"`
+	Epoch    raftstore.Epoch    `json:"epoch"`
+	Position raftstore.Position `json:"position"`
+	Waiting  admin.Waiting      `json:"waiting"`
+}
+
+func (n *Node) report() report {
+	reason := n.refusal()
+	r := report{Node: n.id.Name, Epoch: n.store.State().Epoch, Position: n.store.Position()}
+	r.Report = health.Report{Accepting: reason == "", Reason: reason, Drained: n.drain.get(), Views: n.health.Views()}
+	if n.journal != nil {
+		r.Waiting = total(n.journal.Waiting())
+	}
+	return r
+}
+
+// refusal says why this node takes no mail now, or nothing.
+func (n *Node) refusal() string {
+	if n.witness {
+		return "" // it never does, and nobody asks it to
+	}
+	if err := n.journal.Err(); err != nil {
+		return err.Error()
+	}
+	if err := n.journal.Room(0); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+func total(all map[string]journal.Waiting) admin.Waiting {
+	var t admin.Waiting
+	for _, w := range all {
+		t.Mailboxes++
+		t.Messages += w.Messages
+		t.Octets += w.Octets
+		if t.Oldest.IsZero() || w.Oldest.Before(t.Oldest) {
+			t.Oldest = w.Oldest
+		}
+	}
+	return t
+}
+
+// targets are the nodes that health watches.
+func (n *Node) targets() []health.Target {
+	var ts []health.Target
+	for _, node := range n.store.State().SortedNodes() {
+		t := health.Target{Name: node.Name, Self: node.Name == n.id.Name, Site: node.Role == raftstore.Site, Host: node.Host}
+		if t.Site {
+			if t.Self {
+				// The public address may not be reachable from the inside.
+				t.SMTP, t.DNS = []string{reachable(n.cfg.Listen.SMTP)}, []string{reachable(n.cfg.Listen.DNS)}
+			} else {
+				for _, a := range append(addrs(node.V4), addrs(node.V6)...) {
+					t.SMTP = append(t.SMTP, net.JoinHostPort(a.String(), strconv.Itoa(node.SMTPPort)))
+					t.DNS = append(t.DNS, net.JoinHostPort(a.String(), strconv.Itoa(node.DNSPort)))
+				}
+			}
+		}
+		ts = append(ts, t)
+	}
+	return ts
+}
+
+// reachable turns the address of a listener into one to connect to.
+func reachable(listen string) string {
+	ap, err := netip.ParseAddrPort(listen)
+	if err != nil || !ap.Addr().IsUnspecified() {
+		return listen
+	}
+	if ap.Addr().Is4() {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), ap.Port()).String()
+	}
+	return netip.AddrPortFrom(netip.IPv6Loopback(), ap.Port()).String()
+}
+
+// prober is the health.Prober of this node.
+type prober struct{ n *Node }
+
+// Report asks a node about itself, and compares configurations on the way.
+func (p prober) Report(ctx context.Context, name string) (health.Report, error) {
+	if name == p.n.id.Name {
+		return p.n.report().Report, nil
+	}
+	r, err := p.n.ask(ctx, name)
+	if err != nil {
+		return health.Report{}, err
+	}
+	return r.Report, nil
+}
+
+// ask gets another node's report.
+func (n *Node) ask(ctx context.Context, name string) (report, error) {
+	var r report
+	id := n.store.State().Nodes[name].ID
+	if err := n.peers.Call(ctx, peer.Status, id, "/report", struct{}{}, &r); err != nil {
+		return r, err
+	}
+	if r.Epoch == n.store.State().Epoch {
+		n.store.Compare(name, r.Position)
+	}
+	return r, nil
+}
+
+func (p prober) SMTP(ctx context.Context, address, host string) error {
+	return health.ProbeSMTP(ctx, address, host, p.n.host())
+}
+
+func (p prober) DNS(ctx context.Context, address string) error {
+	return health.ProbeDNS(ctx, address, p.n.store.State().Zone.Name)
+}
+
+// registerGauges exports what status shows.
+func (n *Node) registerGauges() {
+	gauge := func(name, help string, f func() float64) {
+		n.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "msgw_" + name, Help: help}, f))
+	}
+	truth := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	gauge("quorum", "1 if configuration changes can be made.", func() float64 { return truth(n.store.Status().Quorum) })
+	gauge("config_revision", "Revision of the configuration, which is the zone's SOA serial.", func() float64 { return float64(n.store.State().Revision) })
+	gauge("config_trouble", "1 if configurations diverged or the file cannot be written.", func() float64 { return truth(n.store.Status().Err != nil) })
+	if n.witness {
+		return
+	}
+	gauge("accepting", "1 if mail is taken.", func() float64 { return truth(n.refusal() == "") })
+	gauge("drained", "1 if this node asks for no new mail.", func() float64 { return truth(n.drain.get()) })
+	gauge("journal_waiting_messages", "Messages that the archive has not fetched.", func() float64 { return float64(total(n.journal.Waiting()).Messages) })
+	gauge("journal_waiting_octets", "Their octets.", func() float64 { return float64(total(n.journal.Waiting()).Octets) })
+	gauge("journal_oldest_seconds", "Age of the oldest of them; 0 if there is none.", func() float64 {
+		if t := total(n.journal.Waiting()).Oldest; !t.IsZero() {
+			return time.Since(t).Seconds()
+		}
+		return 0
+	})
+	gauge("journal_damaged", "Places in the journal that cannot be read.", func() float64 { return float64(len(n.journal.Damaged())) })
+	gauge("certificate_expiry_seconds", "Time until the certificate in use ends.", func() float64 {
+		for _, c := range n.certs.List() {
+			if c.Served {
+				return time.Until(c.NotAfter).Seconds()
+			}
+		}
+		return 0
+	})
+}
+
+func (n *Node) metricsHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(n.metrics, promhttp.HandlerOpts{}))
+	return mux
+}
