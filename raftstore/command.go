@@ -26,7 +26,7 @@ type Command struct {
 type Change interface {
 	op() string
 	// apply changes s, a copy that nobody else sees, or returns a *Rejection.
-	apply(s *State, c Command, index uint64) error
+	apply(s *State, c Command) error
 }
 
 // Outcome of a command that was committed.
@@ -101,7 +101,7 @@ func (s *State) outcome(raw []byte, index uint64) Outcome {
 	}
 	out := Outcome{Request: c.Request, Index: index}
 	changed := s.clone()
-	if err := changed.change(c, index); err == nil {
+	if err := changed.change(c); err == nil {
 		*s = *changed
 		s.Revision++
 	} else if r, ok := err.(*Rejection); ok {
@@ -115,7 +115,7 @@ func (s *State) outcome(raw []byte, index uint64) Outcome {
 	return out
 }
 
-func (s *State) change(c Command, index uint64) error {
+func (s *State) change(c Command) error {
 	make, ok := changes[c.Op]
 	if !ok {
 		return rejectf("invalid", "command %q is not known here: this node runs an older msgw", c.Op)
@@ -127,7 +127,7 @@ func (s *State) change(c Command, index uint64) error {
 	if (s.Cluster == "") != (c.Op == "init") {
 		return rejectf("invalid", "command %q does not fit a cluster in this state", c.Op)
 	}
-	return ch.apply(s, c, index)
+	return ch.apply(s, c)
 }
 
 // initState is the first command of a cluster.
@@ -136,7 +136,7 @@ type initState struct {
 }
 
 func (initState) op() string { return "init" }
-func (ch initState) apply(s *State, _ Command, _ uint64) error {
+func (ch initState) apply(s *State, _ Command) error {
 	*s = *ch.State.clone() // its place in the log is set by apply
 	return nil
 }
@@ -147,7 +147,7 @@ type AddInvite struct {
 }
 
 func (AddInvite) op() string { return "invite" }
-func (ch AddInvite) apply(s *State, c Command, _ uint64) error {
+func (ch AddInvite) apply(s *State, c Command) error {
 	for id, i := range s.Invites {
 		if i.Expires.Before(c.At) {
 			delete(s.Invites, id)
@@ -168,7 +168,7 @@ type JoinNode struct {
 }
 
 func (JoinNode) op() string { return "node.join" }
-func (ch JoinNode) apply(s *State, c Command, _ uint64) error {
+func (ch JoinNode) apply(s *State, c Command) error {
 	i, ok := s.Invites[ch.Invite]
 	switch {
 	case !ok:
@@ -235,7 +235,7 @@ type UpdateNode struct {
 }
 
 func (UpdateNode) op() string { return "node.update" }
-func (ch UpdateNode) apply(s *State, _ Command, _ uint64) error {
+func (ch UpdateNode) apply(s *State, _ Command) error {
 	n, ok := s.Nodes[ch.Node.Name]
 	if !ok || n.ID != ch.Node.ID {
 		return rejectf("missing", "node %s is not a member", ch.Node.Name)
@@ -258,7 +258,7 @@ type SetWeight struct {
 }
 
 func (SetWeight) op() string { return "node.weight" }
-func (ch SetWeight) apply(s *State, _ Command, _ uint64) error {
+func (ch SetWeight) apply(s *State, _ Command) error {
 	n, ok := s.Nodes[ch.Node]
 	switch {
 	case !ok:
@@ -294,7 +294,7 @@ type CreateMailbox struct {
 }
 
 func (CreateMailbox) op() string { return "mailbox.create" }
-func (ch CreateMailbox) apply(s *State, c Command, _ uint64) error {
+func (ch CreateMailbox) apply(s *State, c Command) error {
 	if err := CheckMailboxID(ch.ID); err != nil {
 		return rejectf("invalid", "%v", err)
 	}
@@ -314,7 +314,7 @@ type SetKeys struct {
 }
 
 func (SetKeys) op() string { return "mailbox.keys" }
-func (ch SetKeys) apply(s *State, _ Command, _ uint64) error {
+func (ch SetKeys) apply(s *State, _ Command) error {
 	m, ok := s.Mailboxes[ch.ID]
 	switch {
 	case !ok:
@@ -339,7 +339,7 @@ type SetStatus struct {
 }
 
 func (SetStatus) op() string { return "mailbox.status" }
-func (ch SetStatus) apply(s *State, _ Command, index uint64) error {
+func (ch SetStatus) apply(s *State, c Command) error {
 	m, ok := s.Mailboxes[ch.ID]
 	switch {
 	case !ok:
@@ -353,7 +353,7 @@ func (ch SetStatus) apply(s *State, _ Command, index uint64) error {
 	}
 	m.Status = ch.Status
 	if ch.Status == Retired {
-		m.RetiredAt = index
+		m.RetiredAt = c.At
 	}
 	s.Mailboxes[ch.ID] = m
 	return nil
@@ -366,7 +366,7 @@ type PurgeMailbox struct {
 }
 
 func (PurgeMailbox) op() string { return "mailbox.purge" }
-func (ch PurgeMailbox) apply(s *State, _ Command, _ uint64) error {
+func (ch PurgeMailbox) apply(s *State, _ Command) error {
 	if m, ok := s.Mailboxes[ch.ID]; !ok || m.Status != Retired {
 		return rejectf("conflict", "mailbox %s is not retired", ch.ID)
 	}
@@ -380,7 +380,7 @@ type SetACME struct {
 }
 
 func (SetACME) op() string { return "acme" }
-func (ch SetACME) apply(s *State, _ Command, _ uint64) error {
+func (ch SetACME) apply(s *State, _ Command) error {
 	if d := ch.ACME.Directory; d != "" && !strings.HasPrefix(d, "https://") {
 		return rejectf("invalid", "ACME directory %q: expected an https URL", d)
 	}

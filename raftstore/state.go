@@ -73,7 +73,7 @@ type Mailbox struct {
 	Keys        []seal.Key    `json:"keys"`
 	Version     uint64        `json:"version"` // raised by every change of the keys
 	Created     time.Time     `json:"created"`
-	RetiredAt   uint64        `json:"retired_at,omitempty"` // index of the deletion
+	RetiredAt   time.Time     `json:"retired_at,omitzero"`
 }
 
 // ActiveKey returns the key that seals new messages.

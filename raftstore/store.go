@@ -169,13 +169,20 @@ type logLines struct{ log *slog.Logger }
 
 func (l logLines) Write(p []byte) (int, error) {
 	level, text, _ := strings.Cut(strings.TrimSpace(string(p)), " ")
-	switch {
-	case strings.Contains(text, "failed to contact"), strings.Contains(text, "Rollback failed"), strings.Contains(text, "failed to heartbeat"):
-		l.log.Debug(strings.TrimSpace(text)) // said once by health
-	case level == "[ERROR]":
-		l.log.Error(strings.TrimSpace(text))
-	default:
-		l.log.Info(strings.TrimSpace(text))
+	text = strings.TrimSpace(text)
+	// That a peer cannot be reached is said once, by health.
+	for _, chatter := range []string{"failed to appendEntries", "failed to heartbeat", "failed to make requestVote", "failed to contact",
+		"failed to decode incoming command", "failed to pipeline", "failed to start pipeline", "Election timeout reached", "heartbeat timeout reached",
+		"appendEntries rejected", "failed to get previous log", "Rollback failed"} {
+		if strings.Contains(text, chatter) {
+			l.log.Debug(text)
+			return len(p), nil
+		}
+	}
+	if level == "[ERROR]" {
+		l.log.Error(text)
+	} else {
+		l.log.Info(text)
 	}
 	return len(p), nil
 }

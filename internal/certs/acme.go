@@ -74,7 +74,10 @@ func (m *Manager) newAccount(ctx context.Context, s ACME) (*account, error) {
 		ReusePrivateKeys: true,
 		OCSP:             certmagic.OCSPConfig{DisableStapling: true},
 		Logger:           quiet,
-		OnEvent:          func(_ context.Context, event string, data map[string]any) error { m.acmeEvent(a, event, data); return nil },
+		OnEvent: func(_ context.Context, event string, data map[string]any) error {
+			m.acmeEvent(a, event, data)
+			return nil
+		},
 	})
 	issuer := certmagic.ACMEIssuer{CA: s.Directory, Email: s.Email, Agreed: true, Resolver: m.opt.Resolver,
 		DNS01Solver: &m.dns, DisableHTTPChallenge: true, DisableTLSALPNChallenge: true,

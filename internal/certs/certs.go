@@ -32,7 +32,7 @@ type Options struct {
 	Names     []string
 	Authority func() (*ca.Authority, error) // the cluster's CA
 	Root      func() string                 // its certificate, PEM
-	ACME      func() ACME         // where public certificates come from
+	ACME      func() ACME                   // where public certificates come from
 	Resolver  string                        // host:port of the resolver to reach the directory with; empty: the system's
 	Log       *slog.Logger
 }
