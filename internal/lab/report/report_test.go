@@ -68,6 +68,7 @@ var field = regexp.MustCompile(`^(Sender: \S+@\S+|Subject: .*|Message-Id: <\S+@\
 func TestReportForm(t *testing.T) {
 	t.Parallel()
 	forms := map[string]bool{}
+	attachments := map[string]bool{}
 	for _, kind := range []func(uint64, int, int) []byte{New, OnPremises} {
 		for i := range 8 {
 			msg, err := mail.ReadMessage(bytes.NewReader(kind(7, i, 20_000)))
@@ -91,6 +92,9 @@ func TestReportForm(t *testing.T) {
 				name, _, _ := strings.Cut(line, ":")
 				forms[name+m[4]] = true
 			}
+			if !bytes.HasPrefix(parts[1].body, []byte("Received: from client.example.org ")) {
+				t.Errorf("original cut: %.60q", parts[1].body)
+			}
 			inner, err := mail.ReadMessage(bytes.NewReader(parts[1].body))
 			if err != nil {
 				t.Fatal(err)
@@ -105,7 +109,18 @@ func TestReportForm(t *testing.T) {
 			}
 			if raw, err := base64.StdEncoding.DecodeString(string(inside[1].body)); err != nil || len(raw) < 10_000 {
 				t.Errorf("attachment of %d octets: %v", len(raw), err)
+			} else {
+				attachments[string(raw[:1000])] = true
 			}
+		}
+	}
+	if len(attachments) != 8 { // the two kinds are about the same messages
+		t.Errorf("%d attachments in reports about 8 messages", len(attachments))
+	}
+	other := New(8, 0, 20_000)
+	for a := range attachments {
+		if bytes.Contains(other, []byte(base64.StdEncoding.EncodeToString([]byte(a)[:rawLine]))) {
+			t.Error("the seed makes no difference to the attachment")
 		}
 	}
 	for _, want := range []string{"Sender", "Subject", "Message-Id", "On-Behalf-Of", "To", "Cc", "Bcc", "Recipient", "ToExpanded", "CcForwarded"} {
