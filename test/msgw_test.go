@@ -38,7 +38,11 @@ func build(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "msgw")
-	if out, err := exec.Command("go", "build", "-o", program, "msgw/cmd/msgw").CombinedOutput(); err != nil {
+	args := []string{"build", "-o", program}
+	if raceDetector {
+		args = append(args, "-race")
+	}
+	if out, err := exec.Command("go", append(args, "msgw/cmd/msgw")...).CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 		return 1
 	}
@@ -98,12 +102,26 @@ func newSingle(t *testing.T) *single {
 	t.Cleanup(func() {
 		s.kill(syscall.SIGKILL)
 		s.log.Close()
-		if t.Failed() {
-			b, _ := os.ReadFile(s.log.Name())
-			t.Logf("log of the node:\n%s", b[max(0, len(b)-4000):])
-		}
+		checkLog(t, s.log.Name())
 	})
 	return s
+}
+
+// checkLog looks for what a node must never say, and shows the end of its log if
+// the test failed.
+func checkLog(t *testing.T, path string) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, bad := range []string{"DATA RACE", "panic: ", "fatal error: "} {
+		if i := bytes.Index(b, []byte(bad)); i >= 0 {
+			t.Errorf("%s:\n%s", path, b[i:min(len(b), i+4000)])
+		}
+	}
+	if t.Failed() {
+		t.Logf("end of %s:\n%s", path, b[max(0, len(b)-4000):])
+	}
 }
 
 func (s *single) start() {

@@ -87,7 +87,7 @@ func TestRetrieve(t *testing.T) {
 				if name == "LF dot" && string(got) != "a\r\n.\r\nb\r\n..\r\nc\r\n" {
 					t.Errorf("got %q", got)
 				}
-				c.script(fmt.Sprintf("C: LIST 1\r\nSTAT\r\nQUIT"), // pipelined
+				c.script("C: LIST 1\r\nSTAT\r\nQUIT", // pipelined
 					fmt.Sprintf("S: +OK 1 %d", len(got)), fmt.Sprintf("S: +OK 1 %d", len(got)), "S: +OK", "S")
 				if strings.Contains(s.log.String(), "as listed") {
 					t.Errorf("log: %s", s.log)

@@ -1,0 +1,111 @@
+package test
+
+import (
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+)
+
+func read(t *testing.T, path ...string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(append([]string{".."}, path...)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// blocks returns the fenced blocks of a language in a text.
+func blocks(text, language string) []string {
+	var out []string
+	for _, m := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(text, -1) {
+		out = append(out, m[1])
+	}
+	return out
+}
+
+// TestReadme runs what README.md tells to type against a lab, and checks the
+// metrics page against what the nodes export.
+func TestReadme(t *testing.T) {
+	t.Parallel()
+	sh := blocks(read(t, "README.md"), "sh")
+	if len(sh) != 2 {
+		t.Fatalf("README.md has %d sh blocks, expected the two commands and the tour", len(sh))
+	}
+	if sh[0] != "go run ./cmd/msgw lab --demo      # the main job, on one machine\ngo test ./...                     # the tests\n" {
+		t.Errorf("the two commands are not as they were promised:\n%s", sh[0]) // .ci/run runs them
+	}
+	dir := t.TempDir()
+	l := startLab(t, dir, "--net", loopback())
+	for line := range strings.Lines(sh[1]) {
+		line = strings.ReplaceAll(strings.TrimSpace(line), "/tmp/lab", dir)
+		cmd := exec.Command("sh", "-c", strings.Replace(line, "./msgw", program, 1))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", line, err, out)
+		}
+	}
+	if !strings.Contains(read(t, "README.md"), "./msgw lab --dir /tmp/lab\n") {
+		t.Error("README.md does not say how the lab of the tour is started")
+	}
+
+	m := new(dns.Msg).SetQuestion(zone+".", dns.TypeMX) // some metrics begin with the first answer
+	if _, err := dns.Exchange(m, l.file().Nodes[0].DNS); err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.Get("http://" + l.file().Nodes[0].Metrics + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := func(re, text string) []string {
+		var out []string
+		for _, m := range regexp.MustCompile(re).FindAllStringSubmatch(text, -1) {
+			out = append(out, m[1])
+		}
+		slices.Sort(out)
+		return slices.Compact(out)
+	}
+	have := names(`(?m)^# TYPE ((?:msgw|coredns)_\S+) `, string(b))
+	said := names("(?m)^\\| `(\\S+)` \\|", read(t, "docs", "metrics.md"))
+	if !slices.Equal(have, said) {
+		t.Errorf("docs/metrics.md and /metrics differ:\nsaid %v\nhave %v", said, have)
+	}
+}
+
+// Every command that the documents name exists.
+func TestDocumentedCommands(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for _, doc := range [][]string{{"README.md"}, {"docs", "operate.md"}, {"CHANGELOG.md"}} {
+		text := read(t, doc...)
+		code := strings.Join(blocks(text, "(?:sh)?"), "")
+		for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(text, -1) {
+			code += m[1] + "\n"
+		}
+		for _, m := range regexp.MustCompile(`(?m)^(?:\./)?msgw ([a-z]+(?: [a-z]+)?)`).FindAllStringSubmatch(code, -1) {
+			seen[m[1]] = true
+		}
+	}
+	if len(seen) < 12 {
+		t.Fatalf("only %d commands found: %v", len(seen), seen)
+	}
+	for cmd := range seen {
+		args := append(strings.Fields(cmd), "--help")
+		out, err := exec.Command(program, args...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "Usage:\n  msgw "+args[0]) {
+			t.Errorf("msgw %s: %v\n%s", cmd, err, out)
+		}
+	}
+}
