@@ -1,10 +1,13 @@
 package raftstore
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
@@ -81,27 +84,60 @@ func randomHex(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// apply returns the state after a command and its outcome. It depends on nothing
-// but its arguments, so every node comes to the same state.
-func (s *State) apply(raw []byte, index, term uint64) (*State, Outcome) {
+// errNotUnderstood says that a command was written by another version of msgw.
+var errNotUnderstood = errors.New("written by another version of msgw")
+
+// understand decodes a command, all of it: a node that left out the part it does
+// not know would come to a configuration of its own.
+func understand(raw []byte) (Command, Change, error) {
+	var c Command
+	if err := decodeStrictly(raw, &c); err != nil {
+		return c, nil, fmt.Errorf("%w: %w", errNotUnderstood, err)
+	}
+	make, ok := changes[c.Op]
+	if !ok {
+		return c, nil, fmt.Errorf("%w: command %q is not known here", errNotUnderstood, c.Op)
+	}
+	ch := make()
+	if err := decodeStrictly(c.Args, ch); err != nil {
+		return c, nil, fmt.Errorf("%w: command %q: %w", errNotUnderstood, c.Op, err)
+	}
+	return c, ch, nil
+}
+
+func decodeStrictly(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("more follows than one value")
+	}
+	return nil
+}
+
+// apply returns the state after a command and its outcome, or errNotUnderstood. It
+// depends on nothing but its arguments, so every node comes to the same state.
+func (s *State) apply(raw []byte, index, term uint64) (*State, Outcome, error) {
+	c, ch, err := understand(raw)
+	if err != nil {
+		return nil, Outcome{}, err
+	}
 	next := s.clone()
-	out := next.outcome(raw, index)
+	out := next.outcome(c, ch, index)
 	next.Index, next.Term, next.Hash = index, term, link(s.Hash, raw, out)
-	return next, out
+	return next, out, nil
 }
 
 // outcome changes s as the command says, or not at all.
-func (s *State) outcome(raw []byte, index uint64) Outcome {
-	var c Command
-	if err := json.Unmarshal(raw, &c); err != nil {
-		return Outcome{Index: index, Rejection: &Rejection{"invalid", "command does not parse"}}
-	}
+func (s *State) outcome(c Command, ch Change, index uint64) Outcome {
 	if i := slices.IndexFunc(s.Recent, func(o Outcome) bool { return o.Request == c.Request }); i >= 0 {
 		return s.Recent[i]
 	}
 	out := Outcome{Request: c.Request, Index: index}
 	changed := s.clone()
-	if err := changed.change(c); err == nil {
+	if err := changed.change(c, ch); err == nil {
 		*s = *changed
 		s.Revision++
 	} else if r, ok := err.(*Rejection); ok {
@@ -115,15 +151,7 @@ func (s *State) outcome(raw []byte, index uint64) Outcome {
 	return out
 }
 
-func (s *State) change(c Command) error {
-	make, ok := changes[c.Op]
-	if !ok {
-		return rejectf("invalid", "command %q is not known here: this node runs an older msgw", c.Op)
-	}
-	ch := make()
-	if err := json.Unmarshal(c.Args, ch); err != nil {
-		return rejectf("invalid", "command %q: %v", c.Op, err)
-	}
+func (s *State) change(c Command, ch Change) error {
 	if (s.Cluster == "") != (c.Op == "init") {
 		return rejectf("invalid", "command %q does not fit a cluster in this state", c.Op)
 	}
@@ -137,6 +165,9 @@ type initState struct {
 
 func (initState) op() string { return "init" }
 func (ch initState) apply(s *State, _ Command) error {
+	if ch.State == nil {
+		return rejectf("invalid", "no configuration to begin with")
+	}
 	*s = *ch.State.clone() // its place in the log is set by apply
 	return nil
 }
@@ -214,6 +245,9 @@ func CheckNodeName(name string) error {
 func (s *State) checkNode(n Node) error {
 	if err := CheckNodeName(n.Name); err != nil {
 		return rejectf("invalid", "%v", err)
+	}
+	if n.ID == "" || n.Peer == "" {
+		return rejectf("invalid", "node %s has no server id or no peer address", n.Name)
 	}
 	for _, o := range s.Nodes {
 		switch {
@@ -326,6 +360,15 @@ func (ch SetKeys) apply(s *State, _ Command) error {
 		if !slices.ContainsFunc(ch.Keys, func(n seal.Key) bool { return n.ID == k.ID && n.Recipient == k.Recipient }) {
 			return rejectf("invalid", "a change of mailbox %s would drop its key %s", ch.ID, k.ID)
 		}
+	}
+	active := 0
+	for _, k := range ch.Keys {
+		if k.State == seal.Active {
+			active++
+		}
+	}
+	if active != 1 {
+		return rejectf("invalid", "a change of mailbox %s would leave it %d active keys, expected one", ch.ID, active)
 	}
 	m.Keys, m.Version = ch.Keys, m.Version+1
 	s.Mailboxes[ch.ID] = m

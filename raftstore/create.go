@@ -75,13 +75,63 @@ func Adopt(dir string, state *State) error {
 	if err != nil {
 		return err
 	}
-	if err := logs.Close(); err != nil {
+	if err := errors.Join(logs.SetUint64(adoptedKey, state.Index), logs.Close()); err != nil {
 		return err
 	}
 	if err := durable.SyncDir(filepath.Join(dir, raftDir)); err != nil {
 		return err
 	}
 	return saveMaterialised(dir, state)
+}
+
+// adoptedKey names, in raft's store, the index of the state that a node joined with.
+var adoptedKey = []byte("msgw-adopted")
+
+// checkLog makes sure that raft's log in dir is whole as far as can be known: that it
+// begins where its snapshot ends, and reaches as far as the configuration file, in
+// which nothing is that was not in the log before. It returns ErrNoState otherwise.
+func checkLog(dir string, loaded *State) error {
+	dir = filepath.Join(dir, raftDir)
+	path := filepath.Join(dir, raftFile)
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoState, err)
+	}
+	logs, err := raftboltdb.NewBoltStore(path)
+	if err != nil {
+		return fmt.Errorf("open raft log: %w", err)
+	}
+	defer logs.Close()
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, 2, raftLogger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		return err
+	}
+	list, err := snaps.List()
+	if err != nil {
+		return fmt.Errorf("list raft snapshots: %w", err)
+	}
+	first, err := logs.FirstIndex()
+	if err != nil {
+		return fmt.Errorf("read raft log: %w", err)
+	}
+	last, err := logs.LastIndex()
+	if err != nil {
+		return fmt.Errorf("read raft log: %w", err)
+	}
+	adopted, err := logs.GetUint64(adoptedKey)
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return fmt.Errorf("read raft log: %w", err)
+	}
+	var snapshot uint64
+	if len(list) > 0 {
+		snapshot = list[0].Index // the newest comes first
+	}
+	switch have := max(last, snapshot); {
+	case first > snapshot+1:
+		return fmt.Errorf("%w: raft's log begins at %d and its snapshot ends at %d", ErrNoState, first, snapshot)
+	case have < loaded.Index && loaded.Index > adopted:
+		return fmt.Errorf("%w: raft's log ends at %d, before command %d of the configuration file", ErrNoState, have, loaded.Index)
+	}
+	return nil
 }
 
 func makeRaftDir(dir string) error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -20,8 +21,10 @@ type machine struct {
 	mu       sync.Mutex
 	applied  *State // by raft in this process
 	served   *State // what State returns
+	stuck    error  // a command that this version does not understand: nothing after it is applied
 	saved    uint64 // index of the state in the file
-	saveErr  error
+	saveErr  error  // of the last attempt to write it
+	retry    time.Duration
 	hashes   map[uint64]string // of recent indexes
 	diverged error
 	changed  chan struct{} // closed and replaced at each change of the above
@@ -48,9 +51,31 @@ func emptyState() *State {
 func (m *machine) Apply(l *raft.Log) any {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	next, out := m.applied.apply(l.Data, l.Index, l.Term)
+	if m.stuck != nil {
+		return m.stuck
+	}
+	next, out, err := m.applied.apply(l.Data, l.Index, l.Term)
+	if err != nil {
+		m.setStuck(fmt.Errorf("command %d: %w", l.Index, err))
+		return m.stuck
+	}
 	m.advance(next)
 	return out
+}
+
+// setStuck stops applying: what is served stays, and raft's log keeps the rest for a
+// version that understands it. m.mu is held.
+func (m *machine) setStuck(err error) {
+	m.stuck = err
+	m.log.Error("the configuration is not followed any further; upgrade this node", "err", err)
+	m.notify()
+}
+
+// stuckErr returns why nothing is applied any more, or nil.
+func (m *machine) stuckErr() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.stuck
 }
 
 // Restore is called by raft to begin from a snapshot.
@@ -61,11 +86,16 @@ func (m *machine) Restore(r io.ReadCloser) error {
 		return err
 	}
 	s, err := decodeState(b)
-	if err != nil {
-		return fmt.Errorf("raft snapshot: %w", err)
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err != nil {
+		err = fmt.Errorf("raft snapshot: %w", err)
+		if m.stuck == nil {
+			m.setStuck(err)
+		}
+		return err
+	}
+	m.stuck = nil
 	m.advance(s)
 	return nil
 }
@@ -110,35 +140,56 @@ func (m *machine) noteDivergence(err error) {
 func (m *machine) save(stop <-chan struct{}) {
 	for {
 		m.mu.Lock()
-		s, saved, failed, changed := m.served, m.saved, m.saveErr != nil, m.changed
+		s, saved, changed := m.served, m.saved, m.changed
 		m.mu.Unlock()
-		if s != nil && s.Index > saved && !failed {
-			err := saveMaterialised(m.dir, s)
-			m.mu.Lock()
-			if err != nil {
-				// A failed flush is not tried again; what is served stays right,
-				// and the log of raft has it.
-				m.saveErr = fmt.Errorf("write configuration file: %w", err)
-				m.log.Error("configuration file cannot be written; restart this node on a sound disk", "err", err)
-			} else {
-				m.saved = s.Index
+		if s == nil || s.Index <= saved {
+			select {
+			case <-changed:
+			case <-stop:
+				return
 			}
-			m.notify()
-			m.mu.Unlock()
 			continue
 		}
+		err := saveMaterialised(m.dir, s)
+		m.noteSaved(s.Index, err)
+		if err == nil {
+			continue
+		}
+		// What is served stays right, and the log of raft has it. The next attempt
+		// writes all octets again, to another file: a failed flush is not retried.
 		select {
-		case <-changed:
+		case <-time.After(m.retry):
 		case <-stop:
 			return
 		}
 	}
 }
 
+func (m *machine) noteSaved(index uint64, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case err == nil:
+		if m.saveErr != nil {
+			m.log.Info("configuration file is written again")
+		}
+		m.saved, m.saveErr = index, nil
+	case m.saveErr == nil:
+		m.log.Error("configuration file cannot be written; it is tried again", "err", err)
+		fallthrough
+	default:
+		m.saveErr = fmt.Errorf("write configuration file: %w", err)
+	}
+	m.notify()
+}
+
 // Snapshot is called by raft to shorten its log.
 func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.stuck != nil {
+		return nil, m.stuck // raft would drop the commands that are not in it
+	}
 	if m.applied.Cluster == "" {
 		return nil, errors.New("nothing applied yet")
 	}

@@ -8,16 +8,21 @@ import (
 )
 
 // memberLoop brings raft's membership in line with the nodes of the configuration
-// while this node leads, and gives leadership away if it is the witness.
+// while this node leads, and gives leadership away if it is the witness or cannot
+// apply what the others can.
 func (s *Store) memberLoop() {
 	for {
 		if s.raft.State() == raft.Leader {
-			if s.opt.Witness {
+			if s.opt.Witness || s.fsm.stuckErr() != nil {
 				// Fails while no other voter is in reach; then there is no quorum
 				// that a better leader could use either.
 				if err := s.raft.LeadershipTransfer().Error(); err != nil {
-					s.opt.Log.Debug("witness cannot give leadership away yet", "err", err)
+					s.opt.Log.Debug("leadership cannot be given away yet", "err", err)
 				}
+			} else if err := s.lead(); err != nil {
+				// What is served may be older than raft's membership: a server that
+				// seems to be no member may have joined since.
+				s.opt.Log.Debug("does not lead yet", "err", err)
 			} else if err := s.reconcileMembers(); err != nil {
 				s.opt.Log.Warn("raft membership not changed yet", "err", err)
 			}
@@ -36,7 +41,7 @@ func (s *Store) reconcileMembers() error {
 	if err := f.Error(); err != nil {
 		return err
 	}
-	at, timeout := f.Index(), 5*s.opt.Tick
+	timeout := 5 * s.opt.Tick
 	servers := map[raft.ServerID]raft.Server{}
 	for _, srv := range f.Configuration().Servers {
 		servers[srv.ID] = srv
@@ -49,28 +54,29 @@ func (s *Store) reconcileMembers() error {
 		switch {
 		case !ok:
 			s.opt.Log.Info("node added without a vote", "node", n.Name)
-			return s.raft.AddNonvoter(id, addr, at, timeout).Error()
+			return s.raft.AddNonvoter(id, addr, 0, timeout).Error()
 		case srv.Suffrage == raft.Voter && srv.Address != addr:
-			return s.raft.AddVoter(id, addr, at, timeout).Error()
+			return s.raft.AddVoter(id, addr, 0, timeout).Error()
 		case srv.Suffrage != raft.Voter && srv.Address != addr:
-			return s.raft.AddNonvoter(id, addr, at, timeout).Error()
+			return s.raft.AddNonvoter(id, addr, 0, timeout).Error()
 		case srv.Suffrage != raft.Voter && s.caughtUp(n, state):
 			// Only now: a voter that is not there would take the quorum away.
 			s.opt.Log.Info("node has caught up and votes", "node", n.Name)
-			return s.raft.AddVoter(id, addr, at, timeout).Error()
+			return s.raft.AddVoter(id, addr, 0, timeout).Error()
 		}
 	}
 	for id := range servers {
 		s.opt.Log.Info("server removed from raft", "id", id)
-		return s.raft.RemoveServer(id, at, timeout).Error()
+		return s.raft.RemoveServer(id, 0, timeout).Error()
 	}
 	return nil
 }
 
-// caughtUp asks a node whether it has the same configuration as this one.
+// caughtUp asks a node whether it has the same configuration as this one, and has it
+// from raft: the file that it joined with says nothing of its log.
 func (s *Store) caughtUp(n Node, state *State) bool {
 	ctx, cancel := context.WithTimeout(s.ctx, 2*s.opt.Tick)
 	defer cancel()
 	p, err := s.opt.Peers.Position(ctx, n.Name)
-	return err == nil && p.Index == state.Index && p.Hash == state.Hash
+	return err == nil && p.Followed == state.Index && p.Index == state.Index && p.Hash == state.Hash
 }

@@ -13,13 +13,13 @@ import (
 // Propose makes a change at every node. It returns the index of the command once
 // it is committed and in this node's file. A *Rejection says that the change does
 // not fit the configuration; ErrNoQuorum that nothing was begun; ErrUnknown that
-// ctx ended while the outcome was open.
+// ctx ended while the outcome was open. No error is both of the last two.
 func (s *Store) Propose(ctx context.Context, ch Change) (uint64, error) {
 	raw, err := json.Marshal(newCommand(s.opt.Name, ch, time.Now()))
 	if err != nil {
 		return 0, err
 	}
-	sent := false // some attempt may have been committed
+	var open error // of an attempt that may have been committed
 	for {
 		out, err := s.attempt(ctx, raw)
 		switch {
@@ -28,7 +28,7 @@ func (s *Store) Propose(ctx context.Context, ch Change) (uint64, error) {
 		case err == nil:
 			return out.Index, s.awaitSaved(ctx, out.Index)
 		case errors.Is(err, ErrUnknown):
-			sent = true
+			open = err
 		case !errors.Is(err, ErrNoQuorum):
 			return 0, err
 		}
@@ -36,8 +36,8 @@ func (s *Store) Propose(ctx context.Context, ch Change) (uint64, error) {
 		select {
 		case <-time.After(s.opt.Tick / 4):
 		case <-ctx.Done():
-			if sent {
-				return 0, fmt.Errorf("%w: %w", ErrUnknown, err)
+			if open != nil {
+				return 0, open
 			}
 			return 0, err
 		}
@@ -68,9 +68,13 @@ func (s *Store) attempt(ctx context.Context, raw []byte) (Outcome, error) {
 	return out, nil
 }
 
-// Receive applies an encoded command that another node was given. It returns
-// ErrNoQuorum if this node does not lead.
+// Receive applies an encoded command that another node was given, and returns its
+// encoded Outcome. It returns ErrNoQuorum if this node does not lead.
 func (s *Store) Receive(raw []byte) ([]byte, error) {
+	// What the leader does not understand must not get into the log.
+	if _, _, err := understand(raw); err != nil {
+		return json.Marshal(Outcome{Rejection: &Rejection{"invalid", fmt.Sprintf("%s leads and cannot apply this: %v", s.opt.Name, err)}})
+	}
 	out, err := s.apply(raw)
 	if err != nil {
 		return nil, err
@@ -80,6 +84,9 @@ func (s *Store) Receive(raw []byte) ([]byte, error) {
 
 // apply commits a command as the leader.
 func (s *Store) apply(raw []byte) (Outcome, error) {
+	if err := s.fsm.stuckErr(); err != nil {
+		return Outcome{}, fmt.Errorf("%w: the leader has stopped at %w", ErrNoQuorum, err)
+	}
 	// Without this an entry could be written by a leader that has just lost its
 	// quorum: neither made nor refused.
 	if err := s.raft.VerifyLeader().Error(); err != nil {
@@ -88,7 +95,10 @@ func (s *Store) apply(raw []byte) (Outcome, error) {
 	f := s.raft.Apply(raw, 5*s.opt.Tick)
 	switch err := f.Error(); {
 	case err == nil:
-		return f.Response().(Outcome), nil
+		if out, ok := f.Response().(Outcome); ok {
+			return out, nil
+		}
+		return Outcome{}, fmt.Errorf("%w: the leader has stopped: %v", ErrUnknown, f.Response())
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		return Outcome{}, fmt.Errorf("%w: %w", ErrNoQuorum, err)
 	default:
@@ -117,18 +127,44 @@ func (s *Store) awaitSaved(ctx context.Context, index uint64) error {
 }
 
 // Confirm makes sure that this node leads with a quorum behind it and returns the
-// index of the last command. It returns ErrNoQuorum otherwise.
+// index of the last command: every change that was reported as made before the call
+// is at or before it. It returns ErrNoQuorum otherwise.
 func (s *Store) Confirm() (uint64, error) {
-	commit := s.raft.CommitIndex()
-	if err := s.raft.VerifyLeader().Error(); err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrNoQuorum, err)
-	}
-	if s.raft.AppliedIndex() < commit {
-		return 0, fmt.Errorf("%w: the leader is still applying", ErrNoQuorum)
+	if err := s.lead(); err != nil {
+		return 0, err
 	}
 	s.fsm.mu.Lock()
 	defer s.fsm.mu.Unlock()
+	if s.fsm.stuck != nil {
+		return 0, fmt.Errorf("%w: the leader has stopped at %w", ErrNoQuorum, s.fsm.stuck)
+	}
 	return s.fsm.applied.Index, nil
+}
+
+// lead makes sure that this node leads with a quorum behind it and has applied
+// everything that earlier leaders committed. It returns ErrNoQuorum otherwise.
+func (s *Store) lead() error {
+	term := s.raft.CurrentTerm()
+	if err := s.raft.VerifyLeader().Error(); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoQuorum, err)
+	}
+	s.mu.Lock()
+	begun := s.begun == term
+	s.mu.Unlock()
+	if !begun {
+		// How far its predecessors came, a leader learns only by committing an entry
+		// of its own term (Raft, section 8).
+		if err := s.raft.Barrier(5 * s.opt.Tick).Error(); err != nil {
+			return fmt.Errorf("%w: %w", ErrNoQuorum, err)
+		}
+	}
+	if s.raft.CurrentTerm() != term {
+		return fmt.Errorf("%w: the leader has changed", ErrNoQuorum)
+	}
+	s.mu.Lock()
+	s.begun = term
+	s.mu.Unlock()
+	return nil
 }
 
 // confirmLoop keeps confirmed and current up to date.

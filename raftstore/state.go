@@ -172,25 +172,32 @@ func (s *State) clone() *State {
 }
 
 // link continues the hash chain with a command and what came of it: nodes that
-// disagree on either are told apart.
+// disagree on either are told apart. The words of a rejection do not count; another
+// version may choose others.
 func link(previous string, command []byte, out Outcome) string {
-	b, err := json.Marshal(out)
-	if err != nil {
-		panic(err) // plain data always encodes
+	code := "made"
+	if out.Rejection != nil {
+		code = out.Rejection.Code
 	}
 	h := sha256.New()
-	fmt.Fprintf(h, "%s %d %s\n", previous, len(command), b)
+	fmt.Fprintf(h, "%s %d %q %d %s\n", previous, len(command), out.Request, out.Index, code)
 	h.Write(command)
 	return hex.EncodeToString(h.Sum(nil))
 }
 
 func decodeState(b []byte) (*State, error) {
-	s := &State{}
-	if err := json.Unmarshal(b, s); err != nil {
-		return nil, err
+	var head struct {
+		Format int `json:"format"`
 	}
-	if s.Format != stateFormat {
-		return nil, fmt.Errorf("format %d is not known here: written by another version of msgw", s.Format)
+	if err := json.Unmarshal(b, &head); err != nil {
+		return nil, err // not whole
+	}
+	if head.Format != stateFormat {
+		return nil, fmt.Errorf("format %d is not known here: %w", head.Format, errNotUnderstood)
+	}
+	s := &State{}
+	if err := decodeStrictly(b, s); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNotUnderstood, err)
 	}
 	if s.Nodes == nil || s.Mailboxes == nil || s.Invites == nil || s.Cluster == "" {
 		return nil, fmt.Errorf("not a complete configuration")

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -49,6 +48,9 @@ var ErrNotSent = errors.New("not sent")
 type Position struct {
 	Index uint64 `json:"index"` // of the last command in its file
 	Hash  string `json:"hash"`
+	// Followed is the index of the last command that raft has given to this process.
+	// It is behind Index after a start, until raft has caught up.
+	Followed uint64 `json:"followed"`
 }
 
 // Options of a Store.
@@ -72,12 +74,14 @@ type Store struct {
 	raft   *raft.Raft
 	logs   *raftboltdb.BoltStore
 	trans  *raft.NetworkTransport
-	stop   chan struct{}
-	ctx    context.Context // ends with the store
+	stop   chan struct{} // ends saving
+	saving sync.WaitGroup
+	ctx    context.Context // ends the loops
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	loops  sync.WaitGroup
 
 	mu        sync.Mutex
+	begun     uint64    // term in which this node, leading, has applied all that was committed before
 	confirmed time.Time // when a quorum was last known to stand behind the leader
 	current   time.Time // when this node was last known to have everything
 }
@@ -111,10 +115,11 @@ func Open(opt Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(filepath.Join(opt.Dir, raftDir, raftFile)); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoState, err)
+	if err := checkLog(opt.Dir, loaded); err != nil {
+		return nil, err
 	}
 	s := &Store{opt: opt, fsm: newMachine(opt.Dir, loaded, opt.Log), stop: make(chan struct{})}
+	s.fsm.retry = 5 * opt.Tick
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: opt.Stream, MaxPool: 3, Timeout: 10 * opt.Tick, Logger: raftLogger(opt.Log),
@@ -124,9 +129,9 @@ func Open(opt Options) (*Store, error) {
 		s.trans.Close()
 		return nil, err
 	}
-	s.wg.Go(func() { s.fsm.save(s.stop) })
-	s.wg.Go(s.confirmLoop)
-	s.wg.Go(s.memberLoop)
+	s.saving.Go(func() { s.fsm.save(s.stop) })
+	s.loops.Go(s.confirmLoop)
+	s.loops.Go(s.memberLoop)
 	return s, nil
 }
 
@@ -202,10 +207,12 @@ func (a addresses) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
 
 // Close stops the store. The file is left as it was last written.
 func (s *Store) Close() error {
+	// The loops first: raft that stops may leave what they asked of it unanswered.
 	s.cancel()
+	s.loops.Wait()
 	err := s.raft.Shutdown().Error()
 	close(s.stop)
-	s.wg.Wait()
+	s.saving.Wait()
 	return errors.Join(err, s.trans.Close(), s.logs.Close())
 }
 
@@ -228,7 +235,7 @@ func (s *Store) Changed() <-chan struct{} {
 func (s *Store) Position() Position {
 	s.fsm.mu.Lock()
 	defer s.fsm.mu.Unlock()
-	return Position{s.fsm.saved, s.fsm.hashes[s.fsm.saved]}
+	return Position{s.fsm.saved, s.fsm.hashes[s.fsm.saved], s.fsm.applied.Index}
 }
 
 // Compare checks a peer's position against this node's own history and records a
@@ -258,7 +265,7 @@ type Status struct {
 	Term     uint64
 	Voters   []string
 	Learners []string // members that do not vote yet
-	Err      error    // divergence, or a file that cannot be written
+	Err      error    // divergence, a command of another version, or a file that cannot be written
 }
 
 // Status reports on the replication.
@@ -287,7 +294,7 @@ func (s *Store) Status() Status {
 		}
 	}
 	s.fsm.mu.Lock()
-	st.Err = errors.Join(s.fsm.diverged, s.fsm.saveErr)
+	st.Err = errors.Join(s.fsm.diverged, s.fsm.stuck, s.fsm.saveErr)
 	s.fsm.mu.Unlock()
 	return st
 }

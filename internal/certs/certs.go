@@ -9,13 +9,16 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +36,7 @@ type Options struct {
 	Authority func() (*ca.Authority, error) // the cluster's CA
 	Root      func() string                 // its certificate, PEM
 	ACME      func() ACME                   // where public certificates come from
+	Changed   func() <-chan struct{}        // closed when Root or ACME may have changed
 	Resolver  string                        // host:port of the resolver to reach the directory with; empty: the system's
 	Log       *slog.Logger
 }
@@ -47,7 +51,7 @@ type ACME struct {
 // Info describes a certificate that this node holds.
 type Info struct {
 	Names    []string  `json:"names"`
-	Source   string    `json:"source"` // "cluster CA" or "ACME"
+	Source   string    `json:"source"` // "cluster CA", "self-signed" or "ACME"
 	Issuer   string    `json:"issuer"`
 	NotAfter time.Time `json:"not_after"`
 	Served   bool      `json:"served"`
@@ -59,9 +63,11 @@ type Manager struct {
 	opt Options
 	dns challenges
 
-	mu    sync.Mutex
-	local *tls.Certificate // issued by the cluster's CA
-	acme  *account         // nil while no directory is set
+	mu         sync.Mutex
+	local      *tls.Certificate // issued by the cluster's CA, or self-signed until one is
+	selfSigned bool             // local is
+	localErr   error            // why no better local one is held
+	acme       *account         // nil while no directory is set
 }
 
 const (
@@ -69,13 +75,41 @@ const (
 	certFile = "host.crt"
 )
 
-// Open loads this node's certificate, or makes one with the cluster's CA.
+// Open loads this node's certificate, or makes one with the cluster's CA. If neither
+// can be done it makes one by itself, says so, and Run tries on; then the error is
+// nil, too. It returns an error only if there is no key at all to be had.
 func Open(opt Options) (*Manager, error) {
-	if err := os.MkdirAll(opt.Dir, 0o700); err != nil {
+	m := &Manager{opt: opt, dns: challenges{values: map[string][]string{}}}
+	err := m.renewLocal(time.Now())
+	if err == nil {
+		return m, nil
+	}
+	opt.Log.Error("no certificate from the cluster's CA; the last one or a self-signed one is served", "err", err)
+	if m.local == nil {
+		m.local, err = m.signSelf(time.Now())
+		m.selfSigned = true
+		return m, err
+	}
+	return m, nil
+}
+
+// signSelf makes a certificate without the cluster's CA, with this node's key if that
+// can be read.
+func (m *Manager) signSelf(now time.Time) (*tls.Certificate, error) {
+	key, err := m.localKey()
+	if err != nil {
+		if key, err = ca.NewKey(); err != nil {
+			return nil, err
+		}
+	}
+	t := &x509.Certificate{Subject: pkix.Name{CommonName: m.opt.Names[0]}, DNSNames: m.opt.Names, SerialNumber: big.NewInt(now.UnixNano()),
+		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.Add(ca.Life), BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	if err != nil {
 		return nil, err
 	}
-	m := &Manager{opt: opt, dns: challenges{values: map[string][]string{}}}
-	return m, m.renewLocal(time.Now())
+	return pair(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key)
 }
 
 // Run renews certificates until ctx ends.
@@ -84,11 +118,13 @@ func (m *Manager) Run(ctx context.Context) {
 	t := time.NewTicker(time.Minute)
 	defer t.Stop()
 	for {
+		changed := m.opt.Changed()
 		if err := m.renewLocal(time.Now()); err != nil {
 			m.opt.Log.Error("cannot renew the certificate of the cluster's CA; the old one is served on", "err", err)
 		}
 		m.followACME(ctx)
 		select {
+		case <-changed:
 		case <-t.C:
 		case <-ctx.Done():
 			return
@@ -125,24 +161,30 @@ func (m *Manager) certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) 
 // List describes what is held and served.
 func (m *Manager) List() []Info {
 	m.mu.Lock()
-	local, a := m.local, m.acme
+	local, a, source, err := m.local, m.acme, "cluster CA", m.localErr
+	if m.selfSigned {
+		source = "self-signed"
+	}
 	m.mu.Unlock()
-	info := describe(local.Leaf, "cluster CA")
+	info := describe(local.Leaf, source)
 	info.Served = true
-	infos := []Info{info}
+	if err != nil {
+		info.Trouble = err.Error()
+	}
+	var infos []Info
 	if a != nil {
 		for _, name := range m.opt.Names {
 			if c := a.held(name); c != nil {
-				infos[0].Served = false
+				info.Served = false
 				i := describe(c.Leaf, "ACME")
 				i.Served, i.Trouble = true, a.trouble()
-				infos = append([]Info{i}, infos...)
-			} else {
-				infos[0].Trouble = a.trouble()
+				infos = append(infos, i)
+			} else if info.Trouble == "" {
+				info.Trouble = a.trouble()
 			}
 		}
 	}
-	return infos
+	return append(infos, info)
 }
 
 func describe(c *x509.Certificate, source string) Info {
@@ -155,6 +197,17 @@ func (m *Manager) TXT(name string) []string { return m.dns.get(name) }
 // renewLocal makes sure that a certificate of the cluster's CA is held, for the
 // right names and for some time to come.
 func (m *Manager) renewLocal(now time.Time) error {
+	err := m.tryRenewLocal(now)
+	m.mu.Lock()
+	m.localErr = err
+	m.mu.Unlock()
+	return err
+}
+
+func (m *Manager) tryRenewLocal(now time.Time) error {
+	if err := os.MkdirAll(m.opt.Dir, 0o700); err != nil {
+		return err
+	}
 	key, err := m.localKey()
 	if err != nil {
 		return err
@@ -167,8 +220,8 @@ func (m *Manager) renewLocal(now time.Time) error {
 	c, perr := pair(b, key)
 	if perr == nil {
 		m.mu.Lock()
-		if m.local == nil {
-			m.local = c
+		if m.local == nil || m.selfSigned {
+			m.local, m.selfSigned = c, false
 		}
 		m.mu.Unlock()
 		if now.Before(c.Leaf.NotAfter.Add(-ca.RenewBefore)) && slices.Equal(c.Leaf.DNSNames, m.opt.Names) && issuedBy(c.Leaf, m.opt.Root()) {
@@ -190,7 +243,7 @@ func (m *Manager) renewLocal(now time.Time) error {
 		return err
 	}
 	m.mu.Lock()
-	m.local = c
+	m.local, m.selfSigned = c, false
 	m.mu.Unlock()
 	m.opt.Log.Info("certificate issued by the cluster's CA", "names", m.opt.Names, "until", c.Leaf.NotAfter)
 	return nil

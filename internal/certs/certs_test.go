@@ -3,6 +3,7 @@ package certs
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -97,6 +98,76 @@ func TestClusterCertificate(t *testing.T) {
 			t.Errorf("%s: %v %v", f, fi.Mode(), err)
 		}
 	}
+}
+
+// Whatever is wrong with the disk or the CA, there is a certificate, and it is said.
+func TestAlwaysACertificate(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	const name = "msgw1.example.org"
+	noCA := func(dir string) *Manager {
+		t.Helper()
+		m, err := Open(Options{Dir: dir, Names: []string{name}, Authority: func() (*ca.Authority, error) { return nil, errors.New("sealed to others") },
+			Root: func() string { return c.root }, ACME: func() ACME { return ACME{} }, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	selfSigned := func(what string, m *Manager) {
+		t.Helper()
+		l := leaf(t, m, name)
+		if err := l.VerifyHostname(name); err != nil || l.Issuer.CommonName != l.Subject.CommonName {
+			t.Errorf("%s: %v, issued by %s", what, err, l.Issuer)
+		}
+		if i := m.List(); len(i) != 1 || i[0].Source != "self-signed" || i[0].Trouble == "" || !i[0].Served {
+			t.Errorf("%s: list %+v", what, i)
+		}
+	}
+	dir := t.TempDir()
+	m := noCA(dir)
+	selfSigned("no CA", m)
+	m.opt.Authority = func() (*ca.Authority, error) { return c.a, nil }
+	key := leaf(t, m, name).RawSubjectPublicKeyInfo
+	if err := m.renewLocal(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	good := leaf(t, m, name)
+	if good.Issuer.CommonName == good.Subject.CommonName || !slices.Equal(good.RawSubjectPublicKeyInfo, key) {
+		t.Error("not replaced by the CA's, or with another key")
+	}
+	if i := m.List(); i[0].Source != "cluster CA" || i[0].Trouble != "" {
+		t.Errorf("list %+v", i)
+	}
+
+	// The last good one rather than none, even after its end.
+	m = noCA(dir)
+	m.opt.Authority = func() (*ca.Authority, error) { return nil, errors.New("sealed to others") }
+	if err := m.renewLocal(time.Now().Add(2 * ca.Life)); err == nil {
+		t.Error("no error without a CA")
+	}
+	if got := leaf(t, m, name); !got.Equal(good) {
+		t.Error("the last good one is not served")
+	}
+	if i := m.List(); i[0].Source != "cluster CA" || i[0].Trouble == "" {
+		t.Errorf("list %+v", i)
+	}
+
+	// A key that cannot be read is not overwritten: a person may want to repair it.
+	path := filepath.Join(dir, keyFile)
+	if err := os.WriteFile(path, []byte("torn"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	selfSigned("torn key", c.open(t, dir, name))
+	if b, err := os.ReadFile(path); err != nil || string(b) != "torn" {
+		t.Errorf("the key file was changed: %q, %v", b, err)
+	}
+	// A state directory in which nothing can be made.
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	selfSigned("no directory", c.open(t, filepath.Join(file, "certs"), name))
 }
 
 func TestChallenges(t *testing.T) {

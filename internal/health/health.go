@@ -38,9 +38,9 @@ type Report struct {
 // View is what one node has observed of another.
 type View struct {
 	Peer   bool `json:"peer"`   // answers on the peer port
-	Public bool `json:"public"` // answers on its public ports
-	// Usable is false while Public has never been true: then it may be this
-	// observer's way out that is closed, and Public says nothing.
+	Public bool `json:"public"` // answers on its public ports, those that ever did
+	// Usable is false while SMTP has never answered: then it may be this observer's
+	// way out that is closed, and Public says nothing.
 	Usable bool `json:"usable"`
 }
 
@@ -99,7 +99,7 @@ type Monitor struct {
 // seen is what this node knows of a target.
 type seen struct {
 	peer, smtp, dns tally
-	report          *Report // nil while the peer port does not answer
+	report          *Report // the last one; nil while the peer port is bad
 	where           string  // public addresses that smtp and dns were counted for
 	reported        bool    // the warning about unusable probes was given
 }
@@ -157,7 +157,7 @@ func (m *Monitor) Views() map[string]View {
 }
 
 func (s *seen) view() View {
-	return View{Peer: s.peer.good(), Public: s.smtp.good() && s.dns.good(), Usable: s.smtp.ever && s.dns.ever}
+	return View{Peer: s.peer.good(), Public: s.smtp.good() && (!s.dns.ever || s.dns.good()), Usable: s.smtp.ever}
 }
 
 // Changed returns a channel that is closed when a verdict changes.
@@ -259,8 +259,10 @@ func (m *Monitor) note(r result, now time.Time) {
 	if where := strings.Join(append(slices.Clone(r.target.SMTP), r.target.DNS...), " "); where != s.where {
 		s.where, s.smtp, s.dns, s.reported = where, tally{}, tally{}, false
 	}
-	s.report = r.report
 	s.peer.add(r.peer, now, m.opt)
+	if r.report != nil || !s.peer.good() {
+		s.report = r.report // one lost answer does not unsay the last one
+	}
 	if !r.target.Site {
 		return
 	}

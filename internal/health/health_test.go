@@ -1,10 +1,16 @@
 package health
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
+	"net"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -135,6 +141,117 @@ func TestDecisions(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// One lost answer changes nothing, not even of what a node said of itself: a drained
+// node that reboots must not get mail for a while.
+func TestLastReportCountsUntilThePeerIsBad(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		report Report
+		state  State
+	}{{Report{Accepting: true, Drained: true}, Drained}, {Report{Reason: "disk"}, Down}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := fine()
+			w.set(func(w *world) { w.reports["you"] = tc.report })
+			m := monitor(w, false)
+			rounds(m, 12)
+			w.set(func(w *world) { delete(w.reports, "you") })
+			for n := range 2 {
+				rounds(m, 1)
+				if _, you := states(m); you != tc.state {
+					t.Errorf("%d lost answers turn %s into %s", n+1, tc.state, you)
+				}
+			}
+			w.set(func(w *world) { delete(w.smtp, "you:25") })
+			rounds(m, 3)
+			if _, you := states(m); you != Down {
+				t.Errorf("gone for good, and %s", you)
+			}
+		})
+	}
+}
+
+// Where outgoing DNS is blocked the SMTP probe still counts, and the other way round
+// the DNS probe does not stand in for it.
+func TestEachProbeIsUsedForItself(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := fine()
+		w.set(func(w *world) { delete(w.dns, "you:53") })
+		m := monitor(w, false)
+		rounds(m, 12)
+		if _, you := states(m); you != Up {
+			t.Error("demoted by a probe that never worked")
+		}
+		w.set(func(w *world) { delete(w.smtp, "you:25") })
+		rounds(m, 3)
+		if _, you := states(m); you != Down {
+			t.Error("its SMTP is dead")
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := fine()
+		w.set(func(w *world) { delete(w.smtp, "you:25") })
+		m := monitor(w, false)
+		rounds(m, 12)
+		w.set(func(w *world) { delete(w.reports, "you") })
+		rounds(m, 3)
+		if _, you := states(m); you != Down {
+			t.Error("DNS alone says nothing of its SMTP")
+		}
+	})
+}
+
+// A witness has no public name to say in EHLO.
+func TestProbeSMTPWithoutAName(t *testing.T) {
+	t.Parallel()
+	web := httptest.NewTLSServer(nil)
+	defer web.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	said := make(chan []string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		var lines []string
+		defer func() { said <- lines }()
+		fmt.Fprint(c, "220 example.com\r\n")
+		r := bufio.NewReader(c)
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				return
+			}
+			lines = append(lines, strings.TrimSpace(line))
+			switch {
+			case strings.HasPrefix(line, "EHLO"):
+				fmt.Fprint(c, "250-example.com\r\n250 STARTTLS\r\n")
+			case strings.HasPrefix(line, "STARTTLS"):
+				fmt.Fprint(c, "220 go on\r\n")
+				c = tls.Server(c, &tls.Config{Certificates: web.TLS.Certificates})
+				r = bufio.NewReader(c)
+			default:
+				fmt.Fprint(c, "221 bye\r\n")
+			}
+		}
+	}()
+	if err := ProbeSMTP(t.Context(), l.Addr().String(), "example.com", ""); err != nil {
+		t.Error(err)
+	}
+	if got := <-said; len(got) != 4 || got[2] != "EHLO [127.0.0.1]" {
+		t.Errorf("said %q", got)
+	}
+	if got := literal(&net.TCPAddr{IP: net.ParseIP("2001:db8::1")}); got != "[IPv6:2001:db8::1]" {
+		t.Errorf("IPv6: %s", got)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/netip"
 
 	"github.com/emersion/go-smtp"
 	"github.com/miekg/dns"
@@ -12,7 +13,8 @@ import (
 
 // ProbeSMTP looks at a public SMTP port as a sender would: greeting, EHLO,
 // STARTTLS, and a certificate for host. Who issued it is not asked: senders that
-// care check it themselves, and status shows it.
+// care check it themselves, and status shows it. self is the name to say in EHLO; a
+// node without one leaves it empty and says its address.
 func ProbeSMTP(ctx context.Context, address, host, self string) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -33,6 +35,9 @@ func ProbeSMTP(ctx context.Context, address, host, self string) error {
 	if err != nil {
 		return fmt.Errorf("STARTTLS: %w", err)
 	}
+	if self == "" {
+		self = literal(conn.LocalAddr())
+	}
 	if err := c.Hello(self); err != nil {
 		return fmt.Errorf("EHLO: %w", err)
 	}
@@ -40,6 +45,19 @@ func ProbeSMTP(ctx context.Context, address, host, self string) error {
 		return fmt.Errorf("QUIT: %w", err)
 	}
 	return named
+}
+
+// literal is what a host without a name says in EHLO (RFC 5321 section 4.1.3).
+func literal(a net.Addr) string {
+	ap, err := netip.ParseAddrPort(a.String())
+	switch ip := ap.Addr().Unmap().WithZone(""); {
+	case err != nil:
+		return "localhost"
+	case ip.Is4():
+		return "[" + ip.String() + "]"
+	default:
+		return "[IPv6:" + ip.String() + "]"
+	}
 }
 
 // ProbeDNS asks a public DNS port for the SOA of the zone.

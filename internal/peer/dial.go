@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	neturl "net/url"
 	"strings"
 	"time"
 
@@ -40,6 +41,9 @@ func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, err
 		// A member is known by its server id, not by a host name.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(st tls.ConnectionState) error {
+			if st.NegotiatedProtocol == "" {
+				return errors.New("no protocol agreed")
+			}
 			got, err := verify(d.m, st.PeerCertificates, d.now())
 			if err == nil && got.ID != id {
 				err = fmt.Errorf("%s answered where %s was expected", got.ID, id)
@@ -145,6 +149,9 @@ func Post(ctx context.Context, h *http.Client, url string, body []byte, out any)
 	req.Header.Set("Content-Type", "application/json")
 	res, err := h.Do(req)
 	if err != nil {
+		if ue := (*neturl.Error)(nil); errors.As(err, &ue) {
+			err = ue.Err // without the method and a URL that only the program knows
+		}
 		return err
 	}
 	defer res.Body.Close()

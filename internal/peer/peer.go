@@ -50,13 +50,22 @@ type Membership interface {
 	Resolve(id string) (string, error) // the peer address of a member
 }
 
-const handshakeTime = 10 * time.Second
+const (
+	handshakeTime = 10 * time.Second
+	// What anyone can take without a certificate: so many connections at a time, each
+	// for so long.
+	maxJoining = 16
+	joinTime   = time.Minute
+)
 
 // Server accepts peer connections on one port.
 type Server struct {
 	m   Membership
 	log *slog.Logger
 	now func() time.Time
+	// joinTime is how long a connection of a node that joins may last.
+	joinTime time.Duration
+	joining  chan struct{} // as many as there are such connections
 
 	mu     sync.Mutex
 	queues map[string]*queue // by protocol name
@@ -66,7 +75,8 @@ type Server struct {
 // NewServer returns a server that serves no protocol yet. addr is what Listeners
 // report as their address: where other nodes reach this one.
 func NewServer(m Membership, addr string, log *slog.Logger) *Server {
-	return &Server{m: m, log: log, now: time.Now, queues: map[string]*queue{}, addr: address(addr)}
+	return &Server{m: m, log: log, now: time.Now, joinTime: joinTime, joining: make(chan struct{}, maxJoining),
+		queues: map[string]*queue{}, addr: address(addr)}
 }
 
 type address string
@@ -114,6 +124,18 @@ func (s *Server) Handle(ctx context.Context, c net.Conn) {
 	s.mu.Unlock()
 	if q == nil {
 		return
+	}
+	if alpn == Join.alpn("") {
+		select {
+		case s.joining <- struct{}{}:
+			defer func() { <-s.joining }()
+		default:
+			s.log.Warn("connection refused", "peer", c.RemoteAddr().String(), "limit", "nodes that join")
+			return
+		}
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, s.joinTime)
+		defer cancel()
 	}
 	done := make(chan struct{})
 	select {

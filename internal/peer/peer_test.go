@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -82,6 +83,8 @@ func (c *cluster) node(t *testing.T, id string) *node {
 		cert: tls.Certificate{Certificate: [][]byte{leaf.Raw, c.root.Raw}, PrivateKey: k}}
 }
 
+const testJoinTime = 2 * time.Second
+
 // serve runs n's server with an HTTP handler on every protocol that answers its name.
 func serve(t *testing.T, n *node) string {
 	t.Helper()
@@ -90,6 +93,7 @@ func serve(t *testing.T, n *node) string {
 		t.Fatal(err)
 	}
 	s := NewServer(n, l.Addr().String(), slog.New(slog.DiscardHandler))
+	s.joinTime = testJoinTime
 	var wg sync.WaitGroup
 	var hs []*http.Server
 	for _, p := range []Protocol{Raft, RPC, Status, Join} {
@@ -197,5 +201,74 @@ func TestJoin(t *testing.T) {
 			t.Errorf("%v without a certificate: %q", protos, b)
 		}
 		conn.Close()
+	}
+}
+
+// Who has no certificate gets a small share of the port for a short time, whatever
+// he does with it; members are served meanwhile.
+func TestStrangersHoldLittle(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	b := c.node(t, "b")
+	addr := serve(t, b)
+	b.members["a"] = ""
+	a := c.node(t, "a")
+	a.members["b"] = addr
+
+	stranger := func() (*tls.Conn, error) {
+		return tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{Join.alpn("")}})
+	}
+	closed := func(conn net.Conn, within time.Duration) bool {
+		conn.SetReadDeadline(time.Now().Add(within))
+		_, err := conn.Read(make([]byte, 1))
+		var ne net.Error
+		return err != nil && !(errors.As(err, &ne) && ne.Timeout())
+	}
+	var first *tls.Conn
+	for range maxJoining {
+		conn, err := stranger()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if first == nil {
+			first = conn
+		}
+	}
+	if conn, err := stranger(); err == nil {
+		defer conn.Close()
+		if !closed(conn, 5*time.Second) {
+			t.Errorf("more than %d strangers are served", maxJoining)
+		}
+	}
+	cl := NewClient(NewDialer(a))
+	defer cl.Close()
+	var out string
+	if err := cl.Call(t.Context(), RPC, "b", "/", nil, &out); err != nil {
+		t.Errorf("a member is not served: %v", err)
+	}
+	if closed(first, 10*time.Millisecond) {
+		t.Fatal("closed at once")
+	}
+	if !closed(first, 10*testJoinTime) {
+		t.Error("a silent stranger stays")
+	}
+	if conn, err := stranger(); err != nil || closed(conn, 50*time.Millisecond) {
+		t.Errorf("no room again: %v", err)
+	} else {
+		conn.Close()
+	}
+}
+
+// An error that a person reads names the address, not the inside of a call.
+func TestErrorsAreForPeople(t *testing.T) {
+	t.Parallel()
+	a := newCluster(t).node(t, "a")
+	a.members["b"] = "127.0.0.1:1"
+	cl := NewClient(NewDialer(a))
+	defer cl.Close()
+	err := cl.Call(t.Context(), RPC, "b", "/", nil, nil)
+	if !errors.Is(err, ErrNotSent) || strings.Contains(err.Error(), "https://") {
+		t.Errorf("got %v", err)
 	}
 }
