@@ -162,7 +162,10 @@ func TestMetrics(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := `coredns_dnsplugin_mx_first_total host=gw1.gw.example.org. 2
+	want := `coredns_dnsplugin_dropped_total limit=connections 0
+coredns_dnsplugin_dropped_total limit=queries 0
+coredns_dnsplugin_dropped_total limit=writes 0
+coredns_dnsplugin_mx_first_total host=gw1.gw.example.org. 2
 coredns_dnsplugin_panics_total 0
 coredns_dnsplugin_queries_total rcode=FORMERR type=other 1
 coredns_dnsplugin_queries_total rcode=NOERROR type=MX 2

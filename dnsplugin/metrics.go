@@ -25,6 +25,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		dropped: prometheus.NewCounterVec(opts("dropped_total", "What was dropped unanswered, by the limit it was over."), []string{"limit"}),
 		panics:  prometheus.NewCounter(opts("panics_total", "Queries answered SERVFAIL because the program failed.")),
 	}
+	for _, limit := range []string{"queries", "writes", "connections"} {
+		m.dropped.WithLabelValues(limit) // shown from the start, as 0
+	}
 	if reg == nil {
 		return m, nil
 	}

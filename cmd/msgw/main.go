@@ -53,6 +53,9 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 		return exitOperator
 	case errors.As(err, &ae):
 		complain(errOut, err, ae.Hint)
+		if ae.Password != "" {
+			fmt.Fprintf(out, "if the change was made, mailbox %s has the password %s\n", ae.ID, ae.Password)
+		}
 		if ae.Status < 500 {
 			return exitOperator
 		}

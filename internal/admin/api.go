@@ -65,6 +65,7 @@ type Peer struct {
 	Reachable bool     `json:"reachable"`
 	Error     string   `json:"error,omitempty"`
 	Epoch     uint64   `json:"epoch,omitempty"`
+	EpochID   string   `json:"epoch_id,omitempty"`
 	Applied   uint64   `json:"applied,omitempty"`
 	Accepting bool     `json:"accepting"`
 	Reason    string   `json:"reason,omitempty"`
@@ -194,11 +195,15 @@ type Error struct {
 	Status  int    `json:"-"` // HTTP
 	Message string `json:"error"`
 	Hint    string `json:"hint,omitempty"`
+	// Password was made for a change whose outcome is not known: if it was made,
+	// this opens the mailbox ID. It is in no log.
+	Password string `json:"password,omitempty"`
+	ID       string `json:"id,omitempty"`
 }
 
 func (e *Error) Error() string { return e.Message }
 
 // Errorf makes an Error.
 func Errorf(status int, hint, format string, args ...any) *Error {
-	return &Error{status, fmt.Sprintf(format, args...), hint}
+	return &Error{Status: status, Message: fmt.Sprintf(format, args...), Hint: hint}
 }

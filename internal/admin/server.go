@@ -77,7 +77,7 @@ func answer(w http.ResponseWriter, pattern string, log *slog.Logger, out any, er
 	if err != nil {
 		var e *Error
 		if !errors.As(err, &e) {
-			e = &Error{http.StatusInternalServerError, err.Error(), ""}
+			e = &Error{Status: http.StatusInternalServerError, Message: err.Error()}
 		}
 		log.Info("operator's request refused", "request", pattern, "err", err)
 		w.WriteHeader(e.Status)

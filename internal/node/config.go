@@ -182,6 +182,14 @@ func (c *Config) PeerAddress() (string, error) {
 	return "", errors.New("public.peer: missing, expected the address at which the other nodes reach this one, as in 192.0.2.1:8451")
 }
 
+// host is the public name of the node in a zone.
+func (c *Config) host(zone string) string {
+	if c.Public.Host != "" {
+		return c.Public.Host
+	}
+	return c.Name + "." + zone
+}
+
 // CheckHostName says whether a name can be a public host name or a zone (RFC 1123
 // section 2.1).
 func CheckHostName(name string) error {

@@ -98,6 +98,11 @@ func (id *identity) complete(dir, cert string) error {
 	if err := durable.ReplaceFile(filepath.Join(dir, peerCertFile), []byte(cert)); err != nil {
 		return err
 	}
+	if id.Role == raftstore.Site {
+		if err := os.Mkdir(filepath.Join(dir, journalDir), 0o700); err != nil {
+			return err
+		}
+	}
 	return id.save(dir)
 }
 
@@ -141,9 +146,7 @@ func (c *Config) member(id *identity, zone string) (raftstore.Node, error) {
 	}
 	n := raftstore.Node{Name: id.Name, ID: id.ID, Role: id.Role, Peer: addr, SealTo: id.node.Recipient()}
 	if id.Role == raftstore.Site {
-		if n.Host = c.Public.Host; n.Host == "" {
-			n.Host = id.Name + "." + zone
-		}
+		n.Host = c.host(zone)
 		if len(c.Public.IPv4)+len(c.Public.IPv6) == 0 && dns.IsSubDomain(dns.Fqdn(zone), dns.Fqdn(n.Host)) {
 			return n, operatorError(errors.New("public.ipv4: missing, expected the addresses that the zone answers for this host"), "")
 		}
@@ -275,7 +278,7 @@ func firstPeer(ctx context.Context, t token, body []byte, ans *joinAnswer) error
 		case err == nil:
 			return nil
 		case errors.As(err, &ref) && ref.Code != http.StatusServiceUnavailable:
-			return operatorError(fmt.Errorf("not admitted: %s", ref.Text), "ask for a new token with `msgw invite` on a running node")
+			return operatorError(fmt.Errorf("not admitted: %s", ref.Text), "if the token was used or has expired, ask for a new one with `msgw invite` on a running node")
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
 	}

@@ -31,7 +31,7 @@ func openDrain(dir string) (*drain, error) {
 		return nil, err
 	}
 	if err := json.Unmarshal(b, &d.drained); err != nil {
-		return nil, fmt.Errorf("%s: %w", d.path, err)
+		return nil, operatorError(fmt.Errorf("%s: %w", d.path, err), "it says true or false: whether this node is drained; write it, or remove the file")
 	}
 	return d, nil
 }

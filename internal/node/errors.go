@@ -15,6 +15,10 @@ type OperatorError struct {
 func (e *OperatorError) Error() string { return e.Err.Error() }
 func (e *OperatorError) Unwrap() error { return e.Err }
 
+// lostHint is for a node that lost what it must never lose. It cannot be started:
+// it would vote twice, or serve what is no longer true.
+const lostHint = "restore the whole state directory as it last was; a lost node cannot be replaced by a new one yet"
+
 func operatorError(err error, hint string) error { return &OperatorError{err, hint} }
 
 func randomHex(n int) string {

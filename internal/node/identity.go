@@ -75,22 +75,22 @@ func loadIdentity(dir string) (*identity, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, operatorError(fmt.Errorf("%s holds no node", dir),
-			"make one with `msgw init` or `msgw join TOKEN`; if this node lost its disk, join it again under a new invitation")
+			"make one with `msgw init` or `msgw join TOKEN`; if it held one, "+lostHint)
 	}
 	if err != nil {
 		return nil, err
 	}
 	id := &identity{}
 	if err := json.Unmarshal(b, id); err != nil {
-		return nil, fmt.Errorf("%s does not parse", path) // the cause could quote a key
+		return nil, operatorError(fmt.Errorf("%s does not parse", path), lostHint) // the cause could quote a key
 	}
 	p, _ := pem.Decode([]byte(id.PeerKey))
 	if p == nil {
-		return nil, fmt.Errorf("%s: the peer key does not parse", path)
+		return nil, operatorError(fmt.Errorf("%s: the peer key does not parse", path), lostHint)
 	}
 	k, err := x509.ParsePKCS8PrivateKey(p.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s: the peer key does not parse", path)
+		return nil, operatorError(fmt.Errorf("%s: the peer key does not parse", path), lostHint)
 	}
 	var ok bool
 	if id.peer, ok = k.(*ecdsa.PrivateKey); !ok {

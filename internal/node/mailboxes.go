@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"msgw/internal/admin"
 	"msgw/internal/ca"
@@ -41,8 +42,8 @@ func (n operator) CreateMailbox(ctx context.Context, r admin.CreateMailbox) (adm
 	if err := raftstore.CheckMailboxID(r.ID); err != nil {
 		return admin.Credentials{}, admin.Errorf(http.StatusBadRequest, "", "%v", err)
 	}
-	if len(r.Description) > 200 {
-		return admin.Credentials{}, admin.Errorf(http.StatusBadRequest, "", "description: %d octets, expected at most 200", len(r.Description))
+	if len(r.Description) > 200 || strings.ContainsFunc(r.Description, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return admin.Credentials{}, admin.Errorf(http.StatusBadRequest, "", "description %.40q: expected at most 200 octets of printable text", r.Description)
 	}
 	password, generated, kdf, err := choose(r.Password)
 	if err != nil {
@@ -54,7 +55,7 @@ func (n operator) CreateMailbox(ctx context.Context, r admin.CreateMailbox) (adm
 	}
 	c, err := n.change(ctx, raftstore.CreateMailbox{ID: r.ID, Description: r.Description, Key: key})
 	if err != nil {
-		return admin.Credentials{}, err
+		return admin.Credentials{}, keepPassword(err, r.ID, generated)
 	}
 	n.log.Info("mailbox created", "mailbox", r.ID, "applied", c.Applied, "missing", c.Missing)
 	return admin.Credentials{ID: r.ID, Address: n.address(r.ID), Password: generated, Change: c}, nil
@@ -90,7 +91,7 @@ func (n operator) ChangePassword(ctx context.Context, id string, r admin.ChangeP
 	}
 	c, err := n.change(ctx, raftstore.SetKeys{ID: m.ID, Version: m.Version, Keys: keys})
 	if err != nil {
-		return admin.Credentials{}, err
+		return admin.Credentials{}, keepPassword(err, m.ID, generated)
 	}
 	n.log.Info("mailbox password changed", "mailbox", m.ID, "applied", c.Applied, "missing", c.Missing)
 	return admin.Credentials{ID: m.ID, Address: n.address(m.ID), Password: generated, Change: c}, nil
@@ -117,7 +118,7 @@ func (n operator) ResetPassword(ctx context.Context, id string, r admin.ResetPas
 	}
 	c, err := n.change(ctx, raftstore.SetKeys{ID: m.ID, Version: m.Version, Keys: append(keys, key)})
 	if err != nil {
-		return admin.Credentials{}, err
+		return admin.Credentials{}, keepPassword(err, m.ID, generated)
 	}
 	n.log.Warn("mailbox password reset: messages that wait under older keys are locked", "mailbox", m.ID, "applied", c.Applied, "missing", c.Missing)
 	return admin.Credentials{ID: m.ID, Address: n.address(m.ID), Password: generated, Change: c}, nil
@@ -148,13 +149,13 @@ func (n operator) DeleteMailbox(ctx context.Context, id string) (admin.Change, e
 	}
 	at := n.store.State().Index
 	if c := n.awaitSites(at); len(c.Missing) > 0 {
-		return admin.Change{}, admin.Errorf(http.StatusConflict, "wait until it is back, or the mailbox could lose mail there",
+		return admin.Change{}, admin.Errorf(http.StatusServiceUnavailable, "wait until it is back, or the mailbox could lose mail there",
 			"%s cannot say whether mailbox %s is empty there", strings.Join(c.Missing, ", "), m.ID)
 	}
 	for _, h := range n.heldOf(ctx, m) {
 		switch {
 		case h.Error != "":
-			return admin.Change{}, admin.Errorf(http.StatusConflict, "wait until it is back, or the mailbox could lose mail there",
+			return admin.Change{}, admin.Errorf(http.StatusServiceUnavailable, "wait until it is back, or the mailbox could lose mail there",
 				"%s cannot say whether mailbox %s is empty there: %s", h.Site, m.ID, h.Error)
 		case h.Messages > 0:
 			return admin.Change{}, admin.Errorf(http.StatusConflict, "let the archive fetch them first",

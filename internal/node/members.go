@@ -33,16 +33,20 @@ type members struct {
 func openMembers(n *Node) (*members, error) {
 	s, err := raftstore.LoadState(n.cfg.State)
 	if err != nil {
-		return nil, operatorError(err, "this node lost part of its state: join it again under a new invitation, with an empty state directory")
+		return nil, operatorError(err, lostHint)
 	}
 	m := &members{n: n, state: func() *raftstore.State { return s }}
 	if m.root, err = ca.ParseCertificate(s.CA.Certificate); err != nil {
 		return nil, fmt.Errorf("cluster CA: %w", err)
 	}
-	if m.cert, err = n.id.peerCertificate(n.cfg.State, s.CA.Certificate); err != nil {
-		return nil, fmt.Errorf("peer certificate: %w", err)
+	if m.cert, err = n.id.peerCertificate(n.cfg.State, s.CA.Certificate); err == nil {
+		return m, nil
 	}
-	return m, nil
+	if n.witness {
+		return nil, operatorError(fmt.Errorf("peer certificate: %w", err), lostHint)
+	}
+	n.log.Error("the peer certificate cannot be read; a new one is made", "err", err)
+	return m, m.issue(s)
 }
 
 // follow reads the configuration from the store from now on.
@@ -87,36 +91,56 @@ func (m *members) renew(ctx context.Context) {
 	if now.Before(cert.Leaf.NotAfter.Add(-ca.RenewBefore)) {
 		return
 	}
-	n := m.n
-	pem, err := "", error(nil)
+	n, err := m.n, error(nil)
 	if n.witness {
-		pem, err = n.askForCertificate(ctx)
-	} else {
-		var a *ca.Authority
-		if a, err = n.authority(); err == nil {
-			pem, err = a.IssuePeer(ca.Identity{Cluster: n.id.Cluster, Node: n.id.Name, ID: n.id.ID}, n.id.peer.Public(), now)
+		var pem string
+		if pem, err = n.askForCertificate(ctx); err == nil {
+			err = m.install(pem, n.store.State())
 		}
-	}
-	if err == nil {
-		err = durable.ReplaceFile(filepath.Join(n.cfg.State, peerCertFile), []byte(pem))
-	}
-	if err == nil {
-		cert, err = n.id.peerCertificate(n.cfg.State, n.store.State().CA.Certificate)
+	} else {
+		err = m.issue(n.store.State())
 	}
 	if err != nil {
-		n.log.Error("peer certificate not renewed; it is tried again", "until", m.Certificate().Leaf.NotAfter, "err", err)
+		n.log.Error("peer certificate not renewed; it is tried again", "until", cert.Leaf.NotAfter, "err", err)
 		return
 	}
+	n.log.Info("peer certificate renewed", "until", m.Certificate().Leaf.NotAfter)
+}
+
+// issue makes a site's own peer certificate.
+func (m *members) issue(s *raftstore.State) error {
+	id := m.n.id
+	a, err := id.authority(s)
+	if err != nil {
+		return err
+	}
+	pem, err := a.IssuePeer(ca.Identity{Cluster: id.Cluster, Node: id.Name, ID: id.ID}, id.peer.Public(), time.Now())
+	if err != nil {
+		return err
+	}
+	return m.install(pem, s)
+}
+
+// install keeps a new peer certificate and uses it from now on.
+func (m *members) install(pem string, s *raftstore.State) error {
+	if err := durable.ReplaceFile(filepath.Join(m.n.cfg.State, peerCertFile), []byte(pem)); err != nil {
+		return err
+	}
+	cert, err := m.n.id.peerCertificate(m.n.cfg.State, s.CA.Certificate)
+	if err != nil {
+		return err
+	}
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.cert = cert
-	m.mu.Unlock()
-	n.log.Info("peer certificate renewed", "until", cert.Leaf.NotAfter)
+	return nil
 }
 
 // authority opens the cluster's CA with this node's key.
-func (n *Node) authority() (*ca.Authority, error) {
-	s := n.store.State()
-	key, err := n.id.node.OpenSecret(s.CA.Key)
+func (n *Node) authority() (*ca.Authority, error) { return n.id.authority(n.store.State()) }
+
+func (id *identity) authority(s *raftstore.State) (*ca.Authority, error) {
+	key, err := id.node.OpenSecret(s.CA.Key)
 	if err != nil {
 		return nil, fmt.Errorf("cluster CA: %w", err)
 	}

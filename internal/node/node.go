@@ -100,7 +100,7 @@ func (n *Node) run(ctx context.Context) (err error) {
 	n.store, err = raftstore.Open(raftstore.Options{Dir: n.cfg.State, Name: n.id.Name, ID: n.id.ID, Witness: n.witness,
 		Stream: stream, Peers: peerCalls{n}, Log: n.log})
 	if errors.Is(err, raftstore.ErrNoState) {
-		return operatorError(err, "this node lost part of its state: join it again under a new invitation, with an empty state directory")
+		return operatorError(err, lostHint)
 	}
 	if err != nil {
 		return err
@@ -114,7 +114,12 @@ func (n *Node) run(ctx context.Context) (err error) {
 
 	// The rooms of a site.
 	if !n.witness {
-		if n.journal, err = journal.Open(filepath.Join(n.cfg.State, journalDir), journal.Options{Log: n.log}); err != nil {
+		dir := filepath.Join(n.cfg.State, journalDir)
+		if _, err := os.Stat(dir); err != nil {
+			return operatorError(fmt.Errorf("the waiting mail is not where it was: %w", err),
+				"mount or restore it; to go on without what waited there, make the directory, empty")
+		}
+		if n.journal, err = journal.Open(dir, journal.Options{Log: n.log}); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, n.journal.Close()) }()
@@ -257,10 +262,8 @@ func (n *Node) pop3Server() *pop3d.Server {
 	return pop3d.New(pop3d.Options{Maildrops: n.drops, TLS: n.certs.TLS(), Log: n.log, Metrics: n.metrics})
 }
 
-// host is the public name of this node.
-func (n *Node) host() string {
-	return n.store.State().Nodes[n.id.Name].Host
-}
+// host is the public name of this node. The others learn a new one from announce.
+func (n *Node) host() string { return n.cfg.host(n.store.State().Zone.Name) }
 
 // upkeep does what is due from time to time.
 func (n *Node) upkeep(ctx context.Context) error {

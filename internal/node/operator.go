@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -42,12 +43,21 @@ func proposeError(err error) error {
 			code = http.StatusConflict
 		}
 		return admin.Errorf(code, "", "%s", rej.Message)
-	case errors.Is(err, raftstore.ErrNoQuorum):
+	case errors.Is(err, raftstore.ErrNoQuorum) && !errors.Is(err, raftstore.ErrUnknown):
 		return admin.Errorf(http.StatusServiceUnavailable,
 			"changes need most of the nodes; `msgw status` says which are not reachable. Mail, DNS and hand-over go on without",
 			"%v", err)
-	case errors.Is(err, raftstore.ErrUnknown):
-		return admin.Errorf(http.StatusGatewayTimeout, "look with `msgw status` or `msgw mailbox list` before you try again", "%v", err)
+	}
+	// Made or on its way, or not: nobody knows here.
+	return admin.Errorf(http.StatusGatewayTimeout, "look with `msgw status` or `msgw mailbox list` before you try again", "%v", err)
+}
+
+// keepPassword gives a generated password along with an outcome that is not known:
+// if the change was made, it is the only key.
+func keepPassword(err error, id, generated string) error {
+	var e *admin.Error
+	if generated != "" && errors.As(err, &e) && e.Status == http.StatusGatewayTimeout {
+		e.ID, e.Password = id, generated
 	}
 	return err
 }
@@ -112,8 +122,8 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 		switch {
 		case !p.Reachable:
 			trouble("%s is not reachable: %s", p.Name, p.Error)
-		case p.Epoch != s.Epoch.Number:
-			trouble("%s is of epoch %d, this node of %d", p.Name, p.Epoch, s.Epoch.Number)
+		case p.Epoch != s.Epoch.Number || p.EpochID != s.Epoch.ID:
+			trouble("%s is of epoch %d-%s, this node of %s", p.Name, p.Epoch, p.EpochID, s.Epoch)
 		case p.Role == string(raftstore.Site) && !p.Accepting:
 			trouble("%s accepts no mail: %s", p.Name, p.Reason)
 		}
@@ -153,7 +163,7 @@ func (n *Node) askPeers(ctx context.Context, s *raftstore.State) []admin.Peer {
 				p.Error = err.Error()
 				return
 			}
-			p.Reachable, p.Epoch, p.Applied = true, r.Epoch.Number, r.Position.Index
+			p.Reachable, p.Epoch, p.EpochID, p.Applied = true, r.Epoch.Number, r.Epoch.ID, r.Position.Index
 			p.Drained = r.Drained
 			if p.Role == string(raftstore.Site) {
 				p.Accepting, p.Reason, p.Waiting = r.Accepting, r.Reason, &r.Waiting
@@ -177,8 +187,12 @@ func (n *Node) certificates() []admin.Cert {
 
 // openCerts opens the certificates of this site's host.
 func (n *Node) openCerts() (*certs.Manager, error) {
-	return certs.Open(certs.Options{Dir: n.cfg.State + "/" + certsDir, Names: []string{n.host()}, Authority: n.authority,
-		Root: func() string { return n.store.State().CA.Certificate }, Resolver: n.cfg.Resolver, Log: n.log,
+	names := []string{n.host()}
+	if old := n.store.State().Nodes[n.id.Name].Host; old != names[0] {
+		names = append(names, old) // the others ask for it until they know the new one
+	}
+	return certs.Open(certs.Options{Dir: filepath.Join(n.cfg.State, certsDir), Names: names, Authority: n.authority,
+		Root: func() string { return n.store.State().CA.Certificate }, Changed: n.store.Changed, Resolver: n.cfg.Resolver, Log: n.log,
 		ACME: func() certs.ACME { return certs.ACME(n.store.State().ACME) }})
 }
 

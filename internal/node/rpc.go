@@ -20,8 +20,11 @@ import (
 	"msgw/raftstore"
 )
 
-// maxCall bounds the body of a call.
-const maxCall = 8 << 20
+// Bounds of the body of a call: from a member, and from a stranger who wants to join.
+const (
+	maxCall = 8 << 20
+	maxJoin = 64 << 10
+)
 
 // servePeers starts what other nodes may ask of this one.
 func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer.Server) {
@@ -38,7 +41,7 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 
 	join := http.NewServeMux()
 	if !n.witness { // it cannot issue
-		handle(join, "/join", n.admit)
+		handleUpTo(maxJoin, join, "/join", n.admit)
 	}
 	for p, h := range map[peer.Protocol]http.Handler{peer.RPC: rpc, peer.Status: status, peer.Join: join} {
 		l := s.Listener(p)
@@ -68,9 +71,13 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 
 // handle serves a call of peer.Client.Call.
 func handle[In, Out any](mux *http.ServeMux, path string, f func(context.Context, In) (Out, error)) {
+	handleUpTo(maxCall, mux, path, f)
+}
+
+func handleUpTo[In, Out any](limit int64, mux *http.ServeMux, path string, f func(context.Context, In) (Out, error)) {
 	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 		var in In
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxCall)).Decode(&in); err != nil {
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit)).Decode(&in); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
