@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -36,42 +35,6 @@ type Options struct {
 	Terminal      bool // Out can rewrite a line
 }
 
-// Zone is the zone that every lab answers.
-const Zone = "msgw.example.com"
-
-// File is what tools read of a running lab.
-type File struct {
-	Zone      string    `json:"zone"`
-	CA        string    `json:"ca"` // path of a PEM bundle that trusts the nodes' certificates
-	Nodes     []NodeRow `json:"nodes"`
-	Mailboxes []Mailbox `json:"mailboxes"`
-}
-
-// NodeRow is a node in File. A witness has empty service addresses.
-type NodeRow struct {
-	Name    string   `json:"name"`
-	Host    string   `json:"host"`
-	Role    string   `json:"role"`
-	Addr    string   `json:"addr"`
-	SMTP    string   `json:"smtp"`
-	POP3    string   `json:"pop3"`
-	POP3S   string   `json:"pop3s"`
-	DNS     string   `json:"dns"`
-	Console string   `json:"console"`
-	Peer    string   `json:"peer"`
-	Metrics string   `json:"metrics"`
-	PID     int      `json:"pid"` // 0 while it does not run
-	Argv    []string `json:"argv"`
-	Dir     string   `json:"dir"`
-}
-
-// Mailbox in File.
-type Mailbox struct {
-	ID       string `json:"id"`
-	Address  string `json:"address"`
-	Password string `json:"password"`
-}
-
 const (
 	fileName   = "lab.json"
 	lockName   = "lab.lock"
@@ -83,11 +46,12 @@ const (
 type Lab struct {
 	opt  Options
 	temp bool
-	lock *os.File
+	lock *os.File // nil while the directory is not ours
 	procs
 
-	mu   sync.Mutex
-	file File
+	file File // as laid out; does not change once the lab is up
+
+	writing sync.Mutex // of lab.json
 }
 
 // Start brings a lab up and returns when everything answers. The caller must Close
@@ -136,80 +100,16 @@ func (l *Lab) claim() (err error) {
 			return &node.OperatorError{Err: fmt.Errorf("%s is not empty and holds no lab", l.opt.Dir), Hint: "name an empty directory, or one that a lab was run in"}
 		}
 	}
-	if l.lock, err = os.OpenFile(filepath.Join(l.opt.Dir, lockName), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+	lock, err := os.OpenFile(filepath.Join(l.opt.Dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
 		return &node.OperatorError{Err: err}
 	}
-	if err := syscall.Flock(int(l.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
 		return &node.OperatorError{Err: fmt.Errorf("another lab runs in %s", l.opt.Dir), Hint: "stop it, or name another directory"}
 	}
+	l.lock = lock // the directory is ours
 	return nil
-}
-
-// load reads what an earlier lab left in the directory. If it did not come up, what
-// it left is removed.
-func (l *Lab) load() error {
-	b, err := os.ReadFile(filepath.Join(l.opt.Dir, fileName))
-	if err == nil {
-		if err := json.Unmarshal(b, &l.file); err != nil {
-			return fmt.Errorf("%s: %w", fileName, err)
-		}
-		l.opt.Witness = l.opt.Witness || slices.ContainsFunc(l.file.Nodes, func(n NodeRow) bool { return n.Role == "witness" })
-		return nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for _, name := range []string{"msgw1", "msgw2", "witness"} {
-		if err := os.RemoveAll(filepath.Join(l.opt.Dir, name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// layOut decides names, addresses and ports.
-func (l *Lab) layOut() {
-	smtp, pop3, pop3s, dns := "2525", "1110", "1995", "1053"
-	if l.opt.StandardPorts {
-		smtp, pop3, pop3s, dns = "25", "110", "995", "53"
-	}
-	names := []string{"msgw1", "msgw2"}
-	if l.opt.Witness {
-		names = append(names, "witness")
-	}
-	l.file.Zone, l.file.CA = Zone, filepath.Join(l.opt.Dir, caName)
-	l.file.Nodes = nil
-	for i, name := range names {
-		addr := fmt.Sprintf("%s.%d", l.opt.Net, 11+i)
-		at := func(port string) string { return net.JoinHostPort(addr, port) }
-		n := NodeRow{Name: name, Role: "site", Addr: addr, Peer: at("8451"), Metrics: at("8452"), Dir: filepath.Join(l.opt.Dir, name),
-			Argv: []string{l.opt.Program, "serve", "--config", filepath.Join(l.opt.Dir, name+".toml")}}
-		if name == "witness" {
-			n.Role = "witness"
-		} else {
-			n.Host, n.SMTP, n.POP3, n.POP3S, n.DNS = name+"."+Zone, at(smtp), at(pop3), at(pop3s), at(dns)
-		}
-		l.file.Nodes = append(l.file.Nodes, n)
-	}
-	if l.file.Mailboxes == nil {
-		l.file.Mailboxes = []Mailbox{}
-	}
-}
-
-// config writes a node's configuration file and returns it as the node reads it.
-func (l *Lab) config(n NodeRow) (*node.Config, error) {
-	text := fmt.Sprintf("name = %q\nstate = %q\n\n[listen]\npeer = %q\nmetrics = %q\n", n.Name, n.Dir, n.Peer, n.Metrics)
-	if n.Role == "site" {
-		_, smtp, _ := net.SplitHostPort(n.SMTP)
-		_, dns, _ := net.SplitHostPort(n.DNS)
-		text += fmt.Sprintf("smtp = %q\npop3 = %q\npop3s = %q\ndns = %q\n\n[public]\nipv4 = [%q]\nsmtp_port = %s\ndns_port = %s\n",
-			n.SMTP, n.POP3, n.POP3S, n.DNS, n.Addr, smtp, dns)
-	}
-	path := filepath.Join(l.opt.Dir, n.Name+".toml")
-	if err := durable.ReplaceFile(path, []byte(text)); err != nil {
-		return nil, err
-	}
-	return node.LoadConfig(path)
 }
 
 // bringUp starts the nodes that there are, makes those that are missing, and waits
@@ -356,35 +256,6 @@ func (l *Lab) makeMailboxes(ctx context.Context) error {
 	l.progress("")
 	return nil
 }
-
-// write replaces lab.json.
-func (l *Lab) write() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i := range l.file.Nodes {
-		l.file.Nodes[i].PID = l.pid(l.file.Nodes[i].Name)
-	}
-	b, err := json.MarshalIndent(l.file, "", "  ")
-	if err != nil {
-		return err
-	}
-	return durable.ReplaceFile(filepath.Join(l.opt.Dir, fileName), append(b, '\n'))
-}
-
-// Describe returns what lab.json holds now.
-func (l *Lab) Describe() File {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	f := l.file
-	f.Nodes = slices.Clone(l.file.Nodes)
-	for i := range f.Nodes {
-		f.Nodes[i].PID = l.pid(f.Nodes[i].Name)
-	}
-	return f
-}
-
-// Dir returns the directory in use.
-func (l *Lab) Dir() string { return l.opt.Dir }
 
 // Serve shows progress and does what `msgw lab start|stop|kill` ask until ctx ends.
 func (l *Lab) Serve(ctx context.Context) error {

@@ -146,7 +146,7 @@ func (l *Lab) pid(name string) int {
 }
 
 // stopTime is how long a node may take to end by itself.
-const stopTime = 20 * time.Second
+const stopTime = 30 * time.Second
 
 // StopNode ends a node as systemd would.
 func (l *Lab) StopNode(name string) error { return l.end(name, syscall.SIGTERM) }

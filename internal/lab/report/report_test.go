@@ -54,7 +54,7 @@ func TestSizeAndIdentity(t *testing.T) {
 
 func TestIdentifyOthers(t *testing.T) {
 	t.Parallel()
-	for _, s := range []string{"", "Message-ID: <a@example.org>\r\n", "Message-ID: <msgw-lab.", "Message-ID: <msgw-lab.1@", "Message-ID: <msgw-lab.g.1@x", "Message-ID: <msgw-lab.1.x@x"} {
+	for _, s := range []string{"", "Message-ID: <a@example.org>\r\n", "Message-ID: <msgw-lab.", "Message-ID: <msgw-lab.1@", "Message-ID: <msgw-lab.1.1", "Message-ID: <msgw-lab.g.1@x", "Message-ID: <msgw-lab.1.x@x"} {
 		if _, _, ok := Identify([]byte(s)); ok {
 			t.Errorf("%q has been identified", s)
 		}
