@@ -95,10 +95,10 @@ func (m *members) renew(ctx context.Context) {
 	if n.witness {
 		var pem string
 		if pem, err = n.askForCertificate(ctx); err == nil {
-			err = m.install(pem, n.store.State())
+			err = m.install(pem, m.current())
 		}
 	} else {
-		err = m.issue(n.store.State())
+		err = m.issue(m.current())
 	}
 	if err != nil {
 		n.log.Error("peer certificate not renewed; it is tried again", "until", cert.Leaf.NotAfter, "err", err)
