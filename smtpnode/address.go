@@ -26,8 +26,6 @@ func parsePath(s string) (address, rest string, err error) {
 scan:
 	for i := 1; i < len(s); i++ {
 		switch ch := s[i]; {
-		case ch < 0x20 || ch == 0x7f:
-			return "", "", bad("control character in the address")
 		case quoted && ch == '\\':
 			i++
 		case ch == '"':
@@ -44,6 +42,9 @@ scan:
 		return "", "", bad("address without a closing bracket")
 	}
 	address, rest = s[1:end], s[end+1:]
+	if strings.ContainsFunc(address, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		return "", "", bad("control character in the address")
+	}
 	if rest != "" && rest[0] != ' ' {
 		return "", "", bad("text behind the address")
 	}

@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/emersion/go-smtp"
-
 	"msgw/internal/lineproto"
 )
 
@@ -88,8 +86,8 @@ func (r *bdatReader) nextChunk() error {
 	c := r.c
 	c.reply(250, "2.0.0", "chunk received")
 	for {
-		if c.ctx.Err() != nil {
-			return c.ctx.Err()
+		if c.errors > c.srv.opt.MaxErrors || c.idle > c.srv.opt.MaxIdle {
+			return errAborted
 		}
 		line, err := c.readCommand()
 		if errors.Is(err, lineproto.ErrLineTooLong) {
@@ -98,10 +96,6 @@ func (r *bdatReader) nextChunk() error {
 		}
 		if err != nil {
 			return unexpected(err)
-		}
-		if c.errors > c.srv.opt.MaxErrors {
-			c.pending = &line
-			return errAborted
 		}
 		switch verb, arg := cutVerb(line); verb {
 		case "BDAT":
@@ -115,6 +109,7 @@ func (r *bdatReader) nextChunk() error {
 			if size > 0 || last {
 				return nil
 			}
+			c.idle++
 			c.reply(250, "2.0.0", "chunk received")
 		case "NOOP":
 			c.idle++
@@ -124,9 +119,6 @@ func (r *bdatReader) nextChunk() error {
 			return errAborted
 		default:
 			c.refuse(503, "5.5.1", "expected BDAT")
-		}
-		if c.idle > c.srv.opt.MaxIdle {
-			return errAborted
 		}
 	}
 }
@@ -143,7 +135,7 @@ func (r *bdatReader) drain() error {
 // discardChunk reads the rest of the chunk, unless it is absurdly long.
 func (r *bdatReader) discardChunk() error {
 	if r.chunk > 2*r.c.srv.opt.MaxSize {
-		return &smtp.SMTPError{Code: 552, Message: "chunk far beyond the size limit"}
+		return errEndless
 	}
 	n, err := io.CopyN(io.Discard, r.c.br, r.chunk)
 	r.chunk -= n

@@ -37,6 +37,10 @@ type conn struct {
 
 	mail  *smtp.MailOptions // nil outside a transaction
 	rcpts int
+	// trouble is the temporary answer to what the transaction needed. What is
+	// refused as its consequence gets the same: a sender that pipelines might take
+	// a permanent code further on for the verdict.
+	trouble *smtp.SMTPError
 
 	pending      *string // a command read ahead by BDAT
 	errors       int     // refused commands
@@ -71,8 +75,22 @@ func (s *Server) Handle(ctx context.Context, nc net.Conn) {
 }
 
 func (c *conn) setConn(nc net.Conn) {
-	c.br = bufio.NewReaderSize(nc, 64<<10)
 	c.bw = bufio.NewWriterSize(nc, 4<<10)
+	c.br = bufio.NewReaderSize(&answering{nc, c.bw}, 64<<10)
+}
+
+// answering sends the replies that wait before it waits for the peer. Replies to
+// pipelined commands go out together (RFC 2920 section 3.2).
+type answering struct {
+	io.Reader
+	replies *bufio.Writer
+}
+
+func (a *answering) Read(p []byte) (int, error) {
+	if err := a.replies.Flush(); err != nil {
+		return 0, err
+	}
+	return a.Reader.Read(p)
 }
 
 func (c *conn) run() {
@@ -86,6 +104,10 @@ func (c *conn) run() {
 	for c.broken == nil {
 		if c.ctx.Err() != nil {
 			c.farewell("4.3.2", "closing down")
+			return
+		}
+		if c.errors > c.srv.opt.MaxErrors {
+			c.farewell("4.7.0", "too many errors")
 			return
 		}
 		line, err := c.readCommand()
@@ -109,10 +131,6 @@ func (c *conn) run() {
 			return
 		}
 		if quit := c.command(verb, arg); quit {
-			return
-		}
-		if c.errors > c.srv.opt.MaxErrors {
-			c.farewell("4.7.0", "too many errors")
 			return
 		}
 	}
@@ -146,12 +164,6 @@ func (c *conn) readCommand() (string, error) {
 	if p := c.pending; p != nil {
 		c.pending = nil
 		return *p, nil
-	}
-	// Replies to pipelined commands go out together (RFC 2920 section 3.2).
-	if c.br.Buffered() == 0 {
-		if err := c.bw.Flush(); err != nil {
-			return "", err
-		}
 	}
 	return lineproto.ReadLine(c.br, maxLine)
 }
@@ -199,7 +211,7 @@ func (c *conn) command(verb, arg string) (quit bool) {
 
 // reset ends the transaction, if there is one.
 func (c *conn) reset() {
-	c.mail, c.rcpts = nil, 0
+	c.mail, c.rcpts, c.trouble = nil, 0, nil
 	c.session.Reset()
 }
 
@@ -226,8 +238,9 @@ func (c *conn) reply(code int, enhanced, text string) {
 }
 
 // replyError answers with what err says. Only an *smtp.SMTPError chose its words
-// for the peer; anything else is our trouble, hence temporary, and not told.
-func (c *conn) replyError(err error) {
+// for the peer; anything else is our trouble, hence temporary, and not told. It
+// returns the answer.
+func (c *conn) replyError(err error) *smtp.SMTPError {
 	var se *smtp.SMTPError
 	if !errors.As(err, &se) {
 		c.log.Error("smtp command failed", "err", err)
@@ -241,6 +254,15 @@ func (c *conn) replyError(err error) {
 		code = fmt.Sprintf("%d.%d.%d", e[0], e[1], e[2])
 	}
 	c.reply(se.Code, code, se.Message)
+	return se
+}
+
+// refuseAlike answers with err and remembers it, if it is temporary, for what
+// follows in this transaction.
+func (c *conn) refuseAlike(err error) {
+	if se := c.replyError(err); se.Code/100 == 4 {
+		c.trouble = se
+	}
 }
 
 var errTemporary = &smtp.SMTPError{Code: 451, EnhancedCode: smtp.EnhancedCode{4, 3, 0}, Message: "temporary trouble here, try again later"}

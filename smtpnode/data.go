@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/emersion/go-smtp"
@@ -13,11 +14,22 @@ import (
 func (c *conn) transferable() error {
 	switch {
 	case c.mail == nil:
-		return &smtp.SMTPError{Code: 503, EnhancedCode: smtp.EnhancedCode{5, 5, 1}, Message: "say MAIL first"}
+		return c.outOfOrder("say MAIL first")
+	case c.rcpts == 0 && c.trouble != nil:
+		return c.trouble
 	case c.rcpts == 0:
 		return &smtp.SMTPError{Code: 554, EnhancedCode: smtp.EnhancedCode{5, 5, 1}, Message: "no valid recipients"}
 	}
 	return nil
+}
+
+// outOfOrder refuses a command that needs another before it: as that one was
+// refused, if it was refused for now.
+func (c *conn) outOfOrder(text string) error {
+	if c.trouble != nil {
+		return c.trouble
+	}
+	return &smtp.SMTPError{Code: 503, EnhancedCode: smtp.EnhancedCode{5, 5, 1}, Message: text}
 }
 
 // dataCommand receives a message behind DATA (RFC 5321 section 4.1.1.4).
@@ -47,12 +59,17 @@ func (c *conn) dataCommand(arg string) {
 // deliver runs the session's Data and answers for it. drain reads what the
 // session left; the connection is broken if it cannot.
 func (c *conn) deliver(r io.Reader, drain func() error) {
+	var trouble *smtp.SMTPError // for the chunks that follow a failed one
 	c.transferring.Store(true)
 	c.line.BeginTransfer()
 	err := c.session.Data(r)
 	if rest := drain(); rest != nil {
-		// Cut off inside the message, or aborted: nobody waits for an answer.
-		err = nil
+		// Cut off inside the message, or aborted: nobody waits for an answer, but
+		// who goes on for ever shall know better than to try again.
+		if errors.Is(rest, errTooLarge) {
+			c.replyError(errTooLarge)
+			c.bw.Flush()
+		}
 		if !errors.Is(rest, errAborted) {
 			c.broken = rest
 		}
@@ -60,14 +77,17 @@ func (c *conn) deliver(r io.Reader, drain func() error) {
 		c.reply(250, "2.0.0", "stored")
 		c.idle, c.errors = 0, 0
 	} else {
-		c.replyError(err)
-		if se := (*smtp.SMTPError)(nil); errors.As(err, &se) && se.Code/100 == 2 {
+		switch se := c.replyError(err); se.Code / 100 {
+		case 2:
 			c.idle, c.errors = 0, 0
+		case 4:
+			trouble = se
 		}
 	}
 	c.line.EndTransfer()
 	c.transferring.Store(false)
 	c.reset()
+	c.trouble = trouble
 }
 
 // dataReader returns the octets of a message sent behind DATA. Its end is
@@ -162,8 +182,10 @@ func (r *dataReader) drain() error {
 		}
 		spent += int64(n)
 	}
-	return errors.New("sender goes on far beyond the size limit")
+	return errEndless
 }
+
+var errEndless = fmt.Errorf("sender goes on far beyond the size limit: %w", errTooLarge)
 
 func unexpected(err error) error {
 	if err == io.EOF {

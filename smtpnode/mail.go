@@ -43,8 +43,9 @@ func (c *conn) mailCommand(arg string) {
 		c.replyError(errNeedsUTF8)
 		return
 	}
+	c.trouble = nil
 	if err := c.session.Mail(from, opts); err != nil {
-		c.replyError(err)
+		c.refuseAlike(err)
 		return
 	}
 	c.mail = opts
@@ -57,7 +58,7 @@ var errNeedsUTF8 = &smtp.SMTPError{Code: 553, EnhancedCode: smtp.EnhancedCode{5,
 // rcptCommand adds a recipient (RFC 5321 section 4.1.1.3).
 func (c *conn) rcptCommand(arg string) {
 	if c.mail == nil {
-		c.refuse(503, "5.5.1", "say MAIL first")
+		c.replyError(c.outOfOrder("say MAIL first"))
 		return
 	}
 	path, ok := cutPrefix(arg, "TO:")
@@ -82,7 +83,7 @@ func (c *conn) rcptCommand(arg string) {
 		err = c.session.Rcpt(to, &smtp.RcptOptions{})
 	}
 	if err != nil {
-		c.replyError(err)
+		c.refuseAlike(err)
 		return
 	}
 	c.rcpts++

@@ -96,7 +96,7 @@ func (o *octets) findReport(header []byte) {
 		switch strings.ToLower(strings.TrimRight(name, " \t")) {
 		case "x-ms-journal-report", "x-wm-journal-report":
 			o.flags |= journal.JournalReport
-		case "content-identifier":
+		case "content-identifier", "content-identifer": // the second is how older Citadel writes it
 			if strings.EqualFold(strings.TrimSpace(value), "exjournalreport") {
 				o.flags |= journal.JournalReport
 			}

@@ -15,6 +15,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -66,6 +67,8 @@ func (fakeMailboxes) Mailbox(a string) (Mailbox, error) {
 		return Mailbox{ID: local, Suspended: true}, nil
 	case "new":
 		return Mailbox{}, ErrUncertain
+	case "badkey":
+		return Mailbox{ID: local, Key: k.ID, Recipient: "age1not-one"}, nil
 	case "broken":
 		return Mailbox{}, errors.New("secret detail")
 	}
@@ -221,7 +224,7 @@ func (c *client) send(s string) {
 // closed checks that the server has closed the connection.
 func (c *client) closed() {
 	c.t.Helper()
-	if b, err := c.r.ReadByte(); err == nil {
+	if b, err := c.r.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		c.t.Fatalf("connection still open, got %q", b)
 	}
 }
@@ -558,7 +561,7 @@ func TestStartTLS(t *testing.T) {
 	c.dialog("S: 220\nC: STARTTLS\nS: 503\nC: EHLO x\nS: 250-\nC: STARTTLS now\nS: 501\nC: MAIL FROM:<a@b>\nS: 250\nC: STARTTLS\nS: 220")
 	tc := tls.Client(c.Conn, &tls.Config{InsecureSkipVerify: true, ClientSessionCache: tls.NewLRUClientSessionCache(1)})
 	c.Conn, c.r = tc, bufio.NewReader(tc)
-	c.dialog("C: MAIL FROM:<a@b>\nS: 503")
+	c.dialog("C: RCPT TO:<mbx-1@z>\nS: 503\nC: RSET\nS: 250\nC: MAIL FROM:<a@b>\nS: 503") // it starts anew
 	c.send("EHLO x\r\n")
 	if got := c.expect("250-"); strings.Contains(got, "STARTTLS") {
 		t.Errorf("offers inside TLS: %q", got)
@@ -576,9 +579,9 @@ func TestStartTLS(t *testing.T) {
 	c.dialog("S: 220\nC: EHLO x\nS: 250-")
 	c.send("STARTTLS\r\nMAIL FROM:<a@b>\r\nRCPT TO:<mbx-1@z>\r\n")
 	c.expect("220")
-	rest, _ := io.ReadAll(c.r)
-	if bytes.Contains(rest, []byte("250")) {
-		t.Errorf("injected command was answered: %q", rest)
+	rest, err := io.ReadAll(c.r)
+	if err != nil || bytes.Contains(rest, []byte("250")) {
+		t.Errorf("injected command was answered: %q, %v", rest, err)
 	}
 }
 

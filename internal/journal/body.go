@@ -44,16 +44,21 @@ func (b *Body) Write(p []byte) (int, error) {
 }
 
 func (b *Body) writeFile(p []byte) error {
+	// Few senders state the size beforehand. The reserve is for deletions, which
+	// need room too, and for what else the node keeps on this disk.
+	if err := b.j.Room(0); err != nil {
+		return err
+	}
 	if b.file == nil {
 		dir, err := b.j.bodyDir()
 		if err != nil {
 			return err
 		}
 		b.dest = filepath.Join(dir, b.id.String())
-		b.name = b.dest + tempSuffix
-		if b.file, err = b.j.fs.Create(b.name); err != nil {
+		if b.file, err = b.j.fs.Create(b.dest + tempSuffix); err != nil {
 			return diskError("create body", err)
 		}
+		b.name = b.dest + tempSuffix
 		if _, err := b.file.WriteAt(b.mem, 0); err != nil {
 			return diskError("write body", err)
 		}
@@ -68,15 +73,16 @@ func (b *Body) settle() error {
 	if b.err != nil || b.file == nil {
 		return b.err
 	}
-	err := b.file.Sync()
+	err := b.j.flush(b.file.Sync)
 	if err == nil {
 		err = b.file.Close()
 		b.file = nil
 	}
 	if err == nil {
-		err = b.j.fs.Rename(b.name, b.dest)
-	}
-	if err == nil {
+		if err := b.j.fs.Rename(b.name, b.dest); err != nil {
+			b.err = diskError("name body", err) // nothing was flushed that counts
+			return b.err
+		}
 		b.name = b.dest
 		err = b.j.fs.SyncDir(filepath.Dir(b.dest))
 	}
@@ -86,6 +92,13 @@ func (b *Body) settle() error {
 		b.err = b.j.fail(fmt.Errorf("flush body of %s: %w", b.id, err))
 	}
 	return b.err
+}
+
+// stopped reports whether the journal failed or was closed.
+func (j *Journal) stopped() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.closed || j.failed != nil
 }
 
 // inFile reports whether the body outgrew the segment.
@@ -98,7 +111,7 @@ func (b *Body) Discard() {
 		b.file = nil
 	}
 	// After a failed flush the record that names this file may be on the disk.
-	if b.name != "" && (b.name != b.dest || b.j.Err() == nil) {
+	if b.name != "" && (b.name != b.dest || !b.j.stopped()) {
 		if err := b.j.fs.Remove(b.name); err != nil {
 			b.j.log.Warn("cannot remove the body of a refused message", "file", b.name, "err", err)
 		}

@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 )
@@ -26,8 +27,12 @@ const maxBatch = 8 << 20
 
 // Commit makes messages durable and lists them; all of them or, if it returns an
 // error, none. It returns only when the disk has answered. ErrDiskFull means that
-// the same may succeed later; ErrFailed that it will not in this process.
+// the same may succeed later; ErrFailed that it will not in this process, and that
+// the next one may list messages that the disk has kept all the same.
 func (j *Journal) Commit(ms ...Message) error {
+	if err := j.unheld(ms); err != nil {
+		return err
+	}
 	for _, m := range ms {
 		if _, err := messageHeader(0, m.Meta); err != nil {
 			return err
@@ -41,17 +46,36 @@ func (j *Journal) Commit(ms ...Message) error {
 	}
 	for _, m := range ms {
 		m.Body.name, m.Body.mem = "", nil // the journal's now
+		m.Body.err = errors.New("body was committed")
 	}
 	return nil
 }
 
-// Delete makes the deletion of messages durable. Those not held are ignored.
+// unheld says which id of ms names another message already, or nil. Nothing is
+// written under such an id, not even a body: that could replace the other's.
+func (j *Journal) unheld(ms []Message) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	seen := make(map[ID]bool, len(ms))
+	for _, m := range ms {
+		id := m.Meta.ID
+		if j.entries[id] != nil || seen[id] || m.Body.id != id {
+			return fmt.Errorf("message id %s is another message's", id)
+		}
+		seen[id] = true
+	}
+	return nil
+}
+
+// Delete makes the deletion of messages durable. Those not held are ignored; those
+// that another Delete is about to delete are deleted once more, so that nil means
+// the same to both callers.
 func (j *Journal) Delete(ids ...ID) error {
 	j.mu.Lock()
 	var es []*entry
 	for _, id := range ids {
-		if e := j.entries[id]; e != nil && !e.deleted {
-			e.deleted = true
+		if e := j.entries[id]; e != nil {
+			e.deletes++
 			es = append(es, e)
 		}
 	}
@@ -61,7 +85,7 @@ func (j *Journal) Delete(ids ...ID) error {
 		if err := j.enqueue(&commit{deletes: es[:n], at: time.Now()}); err != nil {
 			j.mu.Lock()
 			for _, e := range es {
-				e.deleted = false // still there, for all anyone knows
+				e.deletes-- // still there, for all anyone knows
 			}
 			j.mu.Unlock()
 			return err
@@ -69,7 +93,7 @@ func (j *Journal) Delete(ids ...ID) error {
 		j.remove(es[:n])
 		for _, e := range es[:n] {
 			if e.Flags&bodyInFile != 0 {
-				if err := j.fs.Remove(bodyPath(e.seg, e.ID)); err != nil {
+				if err := j.fs.Remove(bodyPath(e.seg, e.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 					j.log.Warn("cannot remove the body of a deleted message; the next start tries again", "id", e.ID, "err", err)
 				}
 			}
@@ -85,13 +109,9 @@ func (j *Journal) Delete(ids ...ID) error {
 func (j *Journal) enqueue(c *commit) error {
 	c.result = make(chan error, 1)
 	j.mu.Lock()
-	if j.closed || j.failed != nil {
-		err := j.failed
-		if j.closed {
-			err = ErrClosed
-		}
+	if j.closed {
 		j.mu.Unlock()
-		return err
+		return ErrClosed
 	}
 	j.waiting = append(j.waiting, c)
 	select {
@@ -177,26 +197,49 @@ func (j *Journal) commitBatch(batch []*commit) error {
 			buf = appendRecord(buf, prefix{kind: kindTombstone, durable: uint64(seg.size)}, tombstoneHeader(seq, c.at, ids), nil)
 		}
 	}
-	if _, err := seg.file.WriteAt(buf, seg.size); err != nil {
-		return j.undoWrite(seg, diskError("write "+seg.path, err))
+	if err := j.write(seg, buf); err != nil {
+		return err
 	}
-	if err := seg.file.Sync(); err != nil {
-		return j.fail(fmt.Errorf("flush %s: %w", seg.path, err))
-	}
+	j.seq = seq
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	seg.size += int64(len(buf))
-	j.seq = seq
 	for _, e := range added {
 		j.list(e)
 	}
 	for _, c := range batch {
 		for _, e := range c.deletes {
-			if e.seg != seg {
+			if e.seg != seg && !e.seg.gone { // gone: an earlier tombstone did it
 				seg.needs[e.seg] = true
 			}
 		}
 	}
+	return nil
+}
+
+// write puts records behind the last one of seg and flushes them.
+func (j *Journal) write(seg *segment, records []byte) error {
+	if _, err := seg.file.WriteAt(records, seg.size); err != nil {
+		return j.undoWrite(seg, diskError("write "+seg.path, err))
+	}
+	if err := j.flush(seg.file.Sync); err != nil {
+		return j.fail(fmt.Errorf("flush %s: %w", seg.path, err))
+	}
+	seg.size += int64(len(records))
+	return nil
+}
+
+// finish writes the end mark, a tombstone without ids: it states that all before
+// it was flushed, so that recovery takes none of it for torn.
+func (j *Journal) finish(seg *segment) error {
+	if seg.finished {
+		return nil
+	}
+	mark := appendRecord(nil, prefix{kind: kindTombstone, durable: uint64(seg.size)}, tombstoneHeader(j.seq+1, time.Now(), nil), nil)
+	if err := j.write(seg, mark); err != nil {
+		return err
+	}
+	j.seq++
+	seg.finished = true
 	return nil
 }
 
@@ -226,6 +269,11 @@ func (j *Journal) list(e *entry) {
 func (j *Journal) segmentForAppend() (*segment, error) {
 	if j.current != nil && j.current.size < j.opt.SegmentSize {
 		return j.current, nil
+	}
+	if j.current != nil {
+		if err := j.finish(j.current); err != nil {
+			return nil, err
+		}
 	}
 	dir := filepath.Join(j.dir, j.origin)
 	if err := j.makeDir(dir); err != nil {

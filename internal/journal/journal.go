@@ -24,6 +24,9 @@ var (
 	// ErrFailed says that a flush failed. The journal accepts and deletes nothing
 	// until the process was restarted; what is committed stays readable.
 	ErrFailed = errors.New("journal stopped after a failed flush")
+	// ErrStalled says that the disk has not answered a flush for StallTime. It ends
+	// when the disk answers.
+	ErrStalled = errors.New("disk does not answer")
 	// ErrDiskFull says that there is no room. Nothing was stored.
 	ErrDiskFull = errors.New("disk full")
 	// ErrNotFound says that no such message is held.
@@ -33,6 +36,10 @@ var (
 	// ErrClosed says that the journal was closed.
 	ErrClosed = errors.New("journal is closed")
 )
+
+// StallTime is how long a flush may last before the journal takes no new messages,
+// so that senders turn to another host and do not queue up behind a dead disk.
+const StallTime = 30 * time.Second
 
 // Options of a journal. Zero fields mean the defaults.
 type Options struct {
@@ -57,10 +64,11 @@ type Journal struct {
 
 	mu       sync.Mutex
 	waiting  []*commit
+	flushes  map[*time.Time]bool // starts of the flushes under way
 	closed   bool
 	failed   error
 	entries  map[ID]*entry
-	drops    map[string][]*entry // per mailbox, oldest first
+	drops    map[string][]*entry // per mailbox, in the order of their commit
 	segments []*segment
 	current  *segment // nil until the first commit
 	number   int      // of the current segment
@@ -75,14 +83,15 @@ type entry struct {
 	seg     *segment
 	at      int64 // of the body in its segment
 	bodyCRC uint32
-	deleted bool // a tombstone is on its way or durable
+	deletes int // tombstones on their way or durable; not listed then
 }
 
 // segment is one file of a log.
 type segment struct {
 	origin, path string
 	file         File
-	size         int64 // end of its last whole record
+	size         int64 // end of its last record; of interest to the committer only
+	finished     bool  // the end mark is written
 	live         int   // messages in it that are not deleted
 	damaged      bool  // kept for a person to look at
 	// needs holds the segments with deleted messages whose tombstones are here.
@@ -132,14 +141,33 @@ func (j *Journal) fail(err error) error {
 	return j.failed
 }
 
-// Err returns why the journal accepts nothing, or nil.
+// Err returns why the journal accepts nothing, or nil: ErrClosed, ErrFailed, or
+// ErrStalled, which passes.
 func (j *Journal) Err() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.closed {
 		return ErrClosed
 	}
+	for start := range j.flushes {
+		if d := time.Since(*start); j.failed == nil && d > StallTime {
+			return fmt.Errorf("%w: a flush has lasted %v", ErrStalled, d.Truncate(time.Second))
+		}
+	}
 	return j.failed
+}
+
+// flush runs a flush and notes for Err that it is under way.
+func (j *Journal) flush(f func() error) error {
+	start := time.Now()
+	j.mu.Lock()
+	j.flushes[&start] = true
+	j.mu.Unlock()
+	err := f()
+	j.mu.Lock()
+	delete(j.flushes, &start)
+	j.mu.Unlock()
+	return err
 }
 
 // Room returns nil if a message of size octets fits without eating into the
@@ -162,14 +190,15 @@ func (j *Journal) Damaged() []Damage {
 	return slices.Clone(j.damage)
 }
 
-// List returns the waiting messages of a mailbox, oldest first.
+// List returns the waiting messages of a mailbox: those of earlier processes in
+// the order of their reception, then those of this one in the order of their commit.
 func (j *Journal) List(mailbox string) []Meta {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	drop := j.drops[mailbox]
 	ms := make([]Meta, 0, len(drop))
 	for _, e := range drop {
-		if !e.deleted {
+		if e.deletes == 0 {
 			ms = append(ms, e.Meta)
 		}
 	}
@@ -192,10 +221,10 @@ func (j *Journal) Waiting() map[string]Waiting {
 	for mailbox, drop := range j.drops {
 		w := Waiting{Keys: map[string]int{}}
 		for _, e := range drop {
-			if e.deleted {
+			if e.deletes > 0 {
 				continue
 			}
-			if w.Messages == 0 {
+			if w.Messages == 0 || e.Received.Before(w.Oldest) {
 				w.Oldest = e.Received
 			}
 			w.Messages++
@@ -215,12 +244,15 @@ func (j *Journal) remove(es []*entry) {
 	defer j.mu.Unlock()
 	touched := map[string]bool{}
 	for _, e := range es {
+		if j.entries[e.ID] != e {
+			continue // another Delete was faster
+		}
 		delete(j.entries, e.ID)
 		e.seg.live--
 		touched[e.Mailbox] = true
 	}
 	for mailbox := range touched {
-		drop := slices.DeleteFunc(j.drops[mailbox], func(e *entry) bool { return e.deleted && j.entries[e.ID] != e })
+		drop := slices.DeleteFunc(j.drops[mailbox], func(e *entry) bool { return j.entries[e.ID] != e })
 		if j.drops[mailbox] = drop; len(drop) == 0 {
 			delete(j.drops, mailbox)
 		}
@@ -245,34 +277,22 @@ func (j *Journal) prune() error {
 			return fmt.Errorf("remove drained segment: %w", err)
 		}
 		j.mu.Lock()
-		last := seg.origin != j.origin
 		for _, s := range j.segments {
-			// Its tombstones are no longer wanted by anyone.
-			delete(s.needs, seg)
-			last = last && s.origin != seg.origin
+			delete(s.needs, seg) // nobody wants the tombstones of its messages now
 		}
 		j.mu.Unlock()
-		if last {
-			// Both fail while a body is left in there; the next start looks again.
-			if j.fs.Remove(filepath.Join(dir, bodiesDir)) == nil || !exists(j.fs, filepath.Join(dir, bodiesDir)) {
-				_ = j.fs.Remove(dir)
-			}
+		if seg.origin != j.origin {
+			// Both fail while anything is left in there; the next start looks again.
+			_ = j.fs.Remove(filepath.Join(dir, bodiesDir))
+			_ = j.fs.Remove(dir)
 		}
 	}
-}
-
-func exists(fsys FS, dir string) bool {
-	_, err := fsys.ReadDir(dir)
-	return err == nil
 }
 
 // takePrunable takes one segment that nothing needs out of the list.
 func (j *Journal) takePrunable() *segment {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.failed != nil {
-		return nil
-	}
 	for i, s := range j.segments {
 		if s != j.current && s.live == 0 && len(s.needs) == 0 && !s.damaged {
 			j.segments = slices.Delete(j.segments, i, i+1)
@@ -302,6 +322,14 @@ func (j *Journal) Close() error {
 	j.mu.Unlock()
 	close(j.commits)
 	<-j.done
+	j.mu.Lock()
+	seg, failed := j.current, j.failed
+	j.mu.Unlock()
+	if seg != nil && failed == nil {
+		if err := j.finish(seg); err != nil {
+			j.log.Warn("cannot write the end mark; the next start takes this for a crash", "file", seg.path, "err", err)
+		}
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var errs []error

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -27,10 +28,11 @@ func seeds(t *testing.T, n int, f func(t *testing.T, rng *rand.Rand)) {
 }
 
 // TestCrash stores and deletes from several goroutines on a disk with a volatile
-// cache, cuts the power at a random operation, and checks what came back.
+// cache that is full now and then, cuts the power at a random operation, and checks
+// what came back.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	seeds(t, 300, func(t *testing.T, rng *rand.Rand) {
+	seeds(t, 200, func(t *testing.T, rng *rand.Rand) {
 		disk := newMemDisk(rand.New(rand.NewPCG(rng.Uint64(), 3)))
 		var mu sync.Mutex
 		want := map[ID][]byte{}   // acknowledged and not deleted
@@ -53,7 +55,7 @@ func TestCrash(t *testing.T) {
 				if sent == nil {
 					sent = maybe[m.ID]
 				}
-				if err != nil || !bytes.Equal(b, sent) {
+				if err != nil || sent == nil || !bytes.Equal(b, sent) {
 					t.Fatalf("round %d: %s: other octets than were sent, %v", round, m.ID, err)
 				}
 				if deleted[m.ID] {
@@ -72,49 +74,85 @@ func TestCrash(t *testing.T) {
 			clear(maybe)
 			clear(deleting)
 
-			left := 20 + rng.IntN(200)
+			left, faults := 20+rng.IntN(200), rand.New(rand.NewPCG(rng.Uint64(), 4))
 			disk.mu.Lock()
 			disk.fail = func(op, name string) error {
 				if left--; left < 0 {
 					return syscall.EIO // the power is gone: nothing more gets through
 				}
+				if slices.Contains([]string{"mkdir", "create", "write", "rename"}, op) && faults.IntN(20) == 0 {
+					return syscall.ENOSPC // for a moment
+				}
 				return nil
 			}
 			disk.mu.Unlock()
+			refused := func(err error) bool { return errors.Is(err, ErrDiskFull) && !errors.Is(err, ErrFailed) }
 			var wg sync.WaitGroup
 			for range 4 {
 				seed := rng.Uint64()
 				wg.Go(func() {
 					rng := rand.New(rand.NewPCG(seed, 2))
 					for j.Err() == nil {
-						id, b := NewID(), text(rng, 1+rng.IntN(4000))
+						sent := map[ID][]byte{}
+						var ms []Message
+						var ids []ID
+						for range 1 + rng.IntN(3) {
+							id, b := NewID(), text(rng, 1+rng.IntN(4000))
+							sent[id] = b
+							ids = append(ids, id)
+							ms = append(ms, Message{metaOf(id, "mbx-1"), j.NewBody(id)})
+						}
 						mu.Lock()
-						maybe[id] = b
+						maps.Copy(maybe, sent)
 						mu.Unlock()
-						if store(j, id, "mbx-1", b) != nil {
+						err := commitAll(j, ms, sent)
+						mu.Lock()
+						if err == nil {
+							maps.Copy(want, sent)
+						}
+						if err == nil || refused(err) { // refused: it must never be seen again
+							for id := range sent {
+								delete(maybe, id)
+							}
+						}
+						mu.Unlock()
+						if refused(err) {
+							continue
+						}
+						if err != nil {
+							return
+						}
+						if ids = ids[rng.IntN(len(ids)+1):]; len(ids) == 0 {
+							continue
+						}
+						mu.Lock()
+						for _, id := range ids {
+							deleting[id] = true
+						}
+						mu.Unlock()
+						err = j.Delete(ids...)
+						if err != nil && !refused(err) {
 							return
 						}
 						mu.Lock()
-						want[id] = b
-						delete(maybe, id)
-						mu.Unlock()
-						if rng.IntN(2) == 0 {
-							mu.Lock()
-							deleting[id] = true
-							mu.Unlock()
-							if j.Delete(id) != nil {
-								return
-							}
-							mu.Lock()
-							delete(want, id)
+						for _, id := range ids {
 							delete(deleting, id)
-							deleted[id] = true
-							mu.Unlock()
+							if err == nil {
+								delete(want, id)
+								deleted[id] = true
+							}
 						}
+						mu.Unlock()
 					}
 				})
 			}
 			wg.Wait()
+			if rng.IntN(4) == 0 {
+				disk.mu.Lock()
+				disk.fail = nil
+				disk.mu.Unlock()
+				j.Close() // an orderly end before the power cut
+			}
 			disk.crash()
 			j.Close()
 		}
@@ -316,7 +354,7 @@ func TestTornTailIsCut(t *testing.T) {
 	whole, _ := os.ReadFile(name)
 	for _, tail := range [][]byte{whole[:start], whole[:start+10], whole[:lastBody-10], whole[:lastBody+500],
 		append(bytes.Clone(whole[:start]), make([]byte, 4096)...),
-		append(bytes.Clone(whole[:lastBody]), make([]byte, 1000)...)} {
+		append(bytes.Clone(whole[:lastBody]), make([]byte, 1200)...)} {
 		if err := os.WriteFile(name, tail, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -479,12 +517,17 @@ func TestVector(t *testing.T) {
 	if err != nil || len(bad) > 0 || len(records) != 2 || durable != 4300 {
 		t.Fatalf("%v %v %d %v", records, bad, durable, err)
 	}
-	if r := records[0]; r.meta != m || r.body != 4 || !r.bodyWhole(bytes.NewReader(b)) {
+	if r := records[0]; r.meta != m || r.body != 4 || !wholeBody(r, b) {
 		t.Errorf("message: %+v", r)
 	}
 	if r := records[1]; !slices.Equal(r.ids, []ID{id}) {
 		t.Errorf("tombstone: %+v", r)
 	}
+}
+
+func wholeBody(r scanned, b []byte) bool {
+	whole, err := r.bodyWhole(bytes.NewReader(b))
+	return whole && err == nil
 }
 
 func FuzzScan(f *testing.F) {

@@ -2,6 +2,8 @@ package journal
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -24,6 +26,8 @@ type memDisk struct {
 	epoch int                         // raised by crash: older handles are dead
 	free  int64
 	fail  func(op, name string) error // may inject an error; nil: none
+	// badSector says that the octets of a file cannot be read; nil: all can.
+	badSector func(name string, from, to int64) bool
 }
 
 type node struct {
@@ -35,6 +39,7 @@ type node struct {
 type write struct {
 	at   int64
 	data []byte
+	cut  bool // a truncation to at
 }
 
 func newMemDisk(rng *rand.Rand) *memDisk {
@@ -88,17 +93,20 @@ func (d *memDisk) Create(name string) (File, error) {
 	}
 	n := &node{}
 	dir[filepath.Base(name)] = n
-	return &memFile{d, n, name, d.epoch}, nil
+	return &memFile{d: d, n: n, name: name, epoch: d.epoch}, nil
 }
 
 func (d *memDisk) Open(name string) (File, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := d.inject("open", name); err != nil {
+		return nil, err
+	}
 	n := d.dirs[filepath.Dir(name)][filepath.Base(name)]
 	if n == nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
-	return &memFile{d, n, name, d.epoch}, nil
+	return &memFile{d: d, n: n, name: name, epoch: d.epoch}, nil
 }
 
 func (d *memDisk) Rename(from, to string) error {
@@ -119,6 +127,9 @@ func (d *memDisk) Rename(from, to string) error {
 func (d *memDisk) Remove(name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := d.inject("remove", name); err != nil {
+		return err
+	}
 	dir := d.dirs[filepath.Dir(name)]
 	if _, ok := dir[filepath.Base(name)]; !ok {
 		return &fs.PathError{Op: "remove", Path: name, Err: fs.ErrNotExist}
@@ -170,7 +181,11 @@ func (d *memDisk) SyncDir(dir string) error {
 	return nil
 }
 
-func (d *memDisk) Free(string) (int64, error) { return d.free, nil }
+func (d *memDisk) Free(string) (int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.free, nil
+}
 
 // crash ends the machine: what was flushed stays, of the rest any part may.
 func (d *memDisk) crash() {
@@ -183,7 +198,10 @@ func (d *memDisk) crash() {
 	walk = func(dir string) {
 		after[dir] = map[string]*node{}
 		for name, n := range d.saved[dir] {
-			after[dir][name] = n
+			// A removal that was not flushed may have reached the disk.
+			if _, ok := d.dirs[dir][name]; ok || d.rng.IntN(2) == 0 {
+				after[dir][name] = n
+			}
 		}
 		// Names that were not flushed may have reached the disk all the same.
 		for name, n := range d.dirs[dir] {
@@ -207,20 +225,30 @@ func (d *memDisk) crash() {
 			seen[n] = true
 			data := bytes.Clone(n.flushed)
 			for _, w := range n.writes {
-				part := w.data
-				from := 0
-				switch d.rng.IntN(3) {
+				a, b := 0, 0 // what lies between them is lost
+				switch d.rng.IntN(4) {
 				case 0:
-					continue // lost
-				case 1: // torn at either end
-					from = d.rng.IntN(len(part) + 1)
+					continue // all of it
+				case 1:
+					a, b = 0, d.rng.IntN(len(w.data)+1)
+				case 2:
+					a, b = d.rng.IntN(len(w.data)+1), len(w.data)
+				case 3:
 					if d.rng.IntN(2) == 0 {
-						part, from = part[:from], 0
-					} else {
-						part = part[from:]
+						a = d.rng.IntN(len(w.data) + 1)
+						b = a + d.rng.IntN(len(w.data)-a+1)
 					}
 				}
-				data = writeAt(data, w.at+int64(from), part)
+				if w.cut {
+					data = data[:min(int64(len(data)), w.at)]
+					continue
+				}
+				if a > 0 {
+					data = writeAt(data, w.at, w.data[:a])
+				}
+				if b < len(w.data) {
+					data = writeAt(data, w.at+int64(b), w.data[b:])
+				}
 			}
 			n.data, n.flushed, n.writes = data, bytes.Clone(data), nil
 		}
@@ -248,9 +276,14 @@ type memFile struct {
 	n     *node
 	name  string
 	epoch int
+
+	closed bool // by the program
 }
 
 func (f *memFile) dead() error {
+	if f.closed {
+		return &fs.PathError{Op: "use", Path: f.name, Err: fs.ErrClosed}
+	}
 	if f.epoch != f.d.epoch {
 		return &fs.PathError{Op: "use", Path: f.name, Err: syscall.EIO}
 	}
@@ -262,6 +295,12 @@ func (f *memFile) ReadAt(p []byte, at int64) (int, error) {
 	defer f.d.mu.Unlock()
 	if at >= int64(len(f.n.data)) {
 		return 0, io.EOF
+	}
+	if f.d.badSector != nil && f.d.badSector(f.name, at, at+int64(len(p))) {
+		return 0, &fs.PathError{Op: "read", Path: f.name, Err: syscall.EIO}
+	}
+	if f.closed {
+		return 0, f.dead()
 	}
 	n := copy(p, f.n.data[at:])
 	if n < len(p) {
@@ -281,7 +320,7 @@ func (f *memFile) WriteAt(p []byte, at int64) (int, error) {
 		p = p[:f.d.rng.IntN(len(p)+1)] // part of it got there
 	}
 	f.n.data = writeAt(f.n.data, at, p)
-	f.n.writes = append(f.n.writes, write{at, bytes.Clone(p)})
+	f.n.writes = append(f.n.writes, write{at: at, data: bytes.Clone(p)})
 	return len(p), err
 }
 
@@ -301,14 +340,14 @@ func (f *memFile) Sync() error {
 func (f *memFile) Truncate(size int64) error {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
+	if err := f.dead(); err != nil {
+		return err
+	}
 	if err := f.d.inject("truncate", f.name); err != nil {
 		return err
 	}
 	f.n.data = f.n.data[:size]
-	f.n.writes = []write{{0, bytes.Clone(f.n.data)}}
-	if int64(len(f.n.flushed)) > size {
-		f.n.flushed = f.n.flushed[:size]
-	}
+	f.n.writes = append(f.n.writes, write{at: size, cut: true})
 	return nil
 }
 
@@ -318,7 +357,12 @@ func (f *memFile) Size() (int64, error) {
 	return int64(len(f.n.data)), nil
 }
 
-func (f *memFile) Close() error { return nil }
+func (f *memFile) Close() error {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	f.closed = true
+	return nil
+}
 
 // text makes a sealed message that differs for each id.
 func text(rng *rand.Rand, n int) []byte {
@@ -346,6 +390,21 @@ func store(j *Journal, id ID, mailbox string, sealed []byte) error {
 	return j.Commit(Message{metaOf(id, mailbox), b})
 }
 
+// commitAll writes the octets of ms and commits them together.
+func commitAll(j *Journal, ms []Message, sealed map[ID][]byte) error {
+	for _, m := range ms {
+		defer m.Body.Discard()
+		for p := sealed[m.Meta.ID]; len(p) > 0; {
+			n := min(len(p), 1000)
+			if _, err := m.Body.Write(p[:n]); err != nil {
+				return err
+			}
+			p = p[n:]
+		}
+	}
+	return j.Commit(ms...)
+}
+
 func load(j *Journal, id ID) ([]byte, error) {
 	r, err := j.Open(id)
 	if err != nil {
@@ -355,6 +414,9 @@ func load(j *Journal, id ID) ([]byte, error) {
 	b := make([]byte, r.Meta.Sealed)
 	if n, err := r.ReadAt(b, 0); n < len(b) {
 		return nil, fmt.Errorf("read %d of %d: %w", n, len(b), err)
+	}
+	if sha256.Sum256(b) != r.Meta.SHA256 {
+		return nil, errors.New("other SHA-256 than its meta says")
 	}
 	return b, nil
 }

@@ -101,6 +101,7 @@ func (p prefix) size() int64 {
 var (
 	errNotRecord = errors.New("no record starts here")
 	errCRC       = errors.New("checksum mismatch")
+	errShort     = errors.New("record is cut short")
 )
 
 // appendRecord encodes a record, padding included.
@@ -124,7 +125,7 @@ func appendRecord(b []byte, p prefix, header, body []byte) []byte {
 
 // parsePrefix reads the fixed part; the checksum is checked with the header.
 func parsePrefix(b []byte) (prefix, error) {
-	if len(b) < prefixSize || string(b[:4]) != magic {
+	if len(b) < prefixSize || string(b[:4]) != magic || b[5] == 0 {
 		return prefix{}, errNotRecord
 	}
 	if b[5] != version {

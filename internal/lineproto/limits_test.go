@@ -2,8 +2,10 @@ package lineproto
 
 import (
 	"errors"
+	"io"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,6 +72,68 @@ func TestCloseByHoldsAgainstARead(t *testing.T) {
 		s.f = func() { c.CloseBy(time.Now().Add(time.Second)) }
 		if got := waited(t, c.Read); got != time.Second {
 			t.Errorf("read for %v after CloseBy, want 1s", got)
+		}
+	})
+}
+
+// A slow peer that keeps taking what is written is not a silent one.
+func TestWriteIsProgress(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		c := NewConn(ours, Deadlines{Idle: time.Minute})
+		var peer sync.WaitGroup
+		defer peer.Wait()
+		defer c.Close()
+		peer.Go(func() {
+			defer theirs.Close()
+			for b := make([]byte, writeChunk); ; time.Sleep(40 * time.Second) {
+				if _, err := io.ReadFull(theirs, b); err != nil {
+					return
+				}
+			}
+		})
+		if n, err := c.Write(make([]byte, 5*writeChunk)); err != nil || n != 5*writeChunk {
+			t.Errorf("wrote %d octets, %v", n, err)
+		}
+	})
+}
+
+func TestMinimumRate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		c := NewConn(ours, Deadlines{Idle: time.Minute, MinRate: 100, RateGrace: time.Minute})
+		var peer sync.WaitGroup
+		defer peer.Wait()
+		defer c.Close()
+		peer.Go(func() {
+			defer theirs.Close()
+			for { // 50 octets a second
+				if _, err := theirs.Write(make([]byte, 500)); err != nil {
+					return
+				}
+				time.Sleep(10 * time.Second)
+			}
+		})
+		b := make([]byte, 500)
+		read := func() (err error) {
+			for end := time.Now().Add(2 * time.Minute); err == nil && time.Now().Before(end); {
+				_, err = c.Read(b)
+			}
+			return err
+		}
+		if err := read(); err != nil {
+			t.Errorf("outside a transfer: %v", err)
+		}
+		c.BeginTransfer()
+		began := time.Now()
+		if err := read(); !errors.Is(err, ErrTooSlow) || time.Since(began) < time.Minute {
+			t.Errorf("in a transfer, after %v: %v", time.Since(began), err)
+		}
+		c.EndTransfer()
+		if err := read(); err != nil {
+			t.Errorf("after it: %v", err)
 		}
 	})
 }

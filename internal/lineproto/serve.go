@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -149,7 +150,18 @@ func (s *Server) accept(ctx context.Context, l net.Listener, count *counter, wg 
 		wg.Go(func() {
 			defer release()
 			defer c.Close()
-			s.Handler.Handle(ctx, c)
+			s.handle(ctx, c)
 		})
 	}
+}
+
+// handle serves one connection. A defect that a stranger can reach must not end
+// the connections of all others with the process.
+func (s *Server) handle(ctx context.Context, c net.Conn) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.Log.Error("connection ended by a defect of this program", "peer", c.RemoteAddr().String(), "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	s.Handler.Handle(ctx, c)
 }

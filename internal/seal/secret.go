@@ -34,8 +34,14 @@ func (k NodeKey) String() string { return k.age.String() }
 // Recipient returns the public half.
 func (k NodeKey) Recipient() string { return k.age.Recipient().String() }
 
-// SealSecret seals a small secret to the given node recipients.
+// maxSecret is the largest secret, in octets.
+const maxSecret = 1 << 20
+
+// SealSecret seals a secret of at most 1 MiB to the given node recipients.
 func SealSecret(secret []byte, recipients ...string) ([]byte, error) {
+	if len(secret) > maxSecret {
+		return nil, fmt.Errorf("seal secret: %d octets, expected at most %d", len(secret), maxSecret)
+	}
 	var rs []age.Recipient
 	for _, s := range slices.Compact(slices.Sorted(slices.Values(recipients))) {
 		r, err := age.ParseHybridRecipient(s)
@@ -61,5 +67,12 @@ func (k NodeKey) OpenSecret(sealed []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open sealed secret: %w", err)
 	}
-	return io.ReadAll(io.LimitReader(r, 1<<20))
+	secret, err := io.ReadAll(io.LimitReader(r, maxSecret+1))
+	if err != nil {
+		return nil, fmt.Errorf("open sealed secret: %w", err)
+	}
+	if len(secret) > maxSecret {
+		return nil, fmt.Errorf("open sealed secret: more than %d octets", maxSecret)
+	}
+	return secret, nil
 }
