@@ -153,10 +153,17 @@ func (n operator) DeleteMailbox(ctx context.Context, id string) (admin.Change, e
 			"%s cannot say whether mailbox %s is empty there", strings.Join(c.Missing, ", "), m.ID)
 	}
 	for _, h := range n.heldOf(ctx, m) {
+		r, err := n.ask(ctx, h.Site)
+		if err != nil {
+			h.Error = err.Error()
+		}
 		switch {
 		case h.Error != "":
 			return admin.Change{}, admin.Errorf(http.StatusServiceUnavailable, "wait until it is back, or the mailbox could lose mail there",
 				"%s cannot say whether mailbox %s is empty there: %s", h.Site, m.ID, h.Error)
+		case r.Damaged > 0:
+			return admin.Change{}, admin.Errorf(http.StatusConflict, "`msgw status` there says where; what cannot be read may be this mailbox's",
+				"the journal of %s is damaged", h.Site)
 		case h.Messages > 0:
 			return admin.Change{}, admin.Errorf(http.StatusConflict, "let the archive fetch them first",
 				"mailbox %s has %d messages waiting at %s", m.ID, h.Messages, h.Site)

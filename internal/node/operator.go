@@ -294,8 +294,9 @@ func (n *Node) purgeRetired(ctx context.Context) {
 			p, err = peerCalls{n}.Position(ctx, name)
 		}
 		w, werr := n.waitingAt(ctx, name)
-		if err != nil || werr != nil || p.Index < s.Index {
-			return // a site that cannot be asked may hold something
+		r, rerr := n.ask(ctx, name)
+		if err != nil || werr != nil || rerr != nil || p.Index < s.Index || r.Damaged > 0 {
+			return // a site that cannot be asked, or read, may hold something
 		}
 		for id, m := range w {
 			held[id] += m.Messages

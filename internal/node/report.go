@@ -25,6 +25,7 @@ type report struct {
 	Epoch    raftstore.Epoch    `json:"epoch"`
 	Position raftstore.Position `json:"position"`
 	Waiting  admin.Waiting      `json:"waiting"`
+	Damaged  int                `json:"damaged"` // places in its journal that cannot be read
 }
 
 func (n *Node) report() report {
@@ -33,6 +34,7 @@ func (n *Node) report() report {
 	r.Report = health.Report{Accepting: reason == "", Reason: reason, Drained: n.drain.get(), Views: n.health.Views()}
 	if n.journal != nil {
 		r.Waiting = total(n.journal.Waiting())
+		r.Damaged = len(n.journal.Damaged())
 	}
 	return r
 }
@@ -102,9 +104,6 @@ type prober struct{ n *Node }
 
 // Report asks a node about itself, and compares configurations on the way.
 func (p prober) Report(ctx context.Context, name string) (health.Report, error) {
-	if name == p.n.id.Name {
-		return p.n.report().Report, nil
-	}
 	r, err := p.n.ask(ctx, name)
 	if err != nil {
 		return health.Report{}, err
@@ -112,9 +111,12 @@ func (p prober) Report(ctx context.Context, name string) (health.Report, error) 
 	return r.Report, nil
 }
 
-// ask gets another node's report.
+// ask gets a node's report.
 func (n *Node) ask(ctx context.Context, name string) (report, error) {
 	var r report
+	if name == n.id.Name {
+		return n.report(), nil
+	}
 	id := n.store.State().Nodes[name].ID
 	if err := n.peers.Call(ctx, peer.Status, id, "/report", struct{}{}, &r); err != nil {
 		return r, err
