@@ -7,6 +7,7 @@ package health
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -90,6 +91,7 @@ type Monitor struct {
 
 	mu       sync.Mutex
 	seen     map[string]*seen
+	own      *seen // of this node; nil before the first round
 	verdicts []Verdict
 	settled  bool
 	at       time.Time
@@ -158,6 +160,20 @@ func (m *Monitor) Views() map[string]View {
 
 func (s *seen) view() View {
 	return View{Peer: s.peer.good(), Public: s.smtp.good() && (!s.dns.ever || s.dns.good()), Usable: s.smtp.ever}
+}
+
+// OwnSMTP returns why this node's own SMTP port counts as dead, or nil. A node says
+// so in its report, so that the others need not find out by themselves.
+func (m *Monitor) OwnSMTP() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.own == nil || m.own.smtp.good() {
+		return nil
+	}
+	if m.own.smtp.last == nil {
+		return errors.New("own SMTP port answers again, but not for long enough")
+	}
+	return fmt.Errorf("own SMTP port does not answer: %w", m.own.smtp.last)
 }
 
 // Changed returns a channel that is closed when a verdict changes.
@@ -258,6 +274,9 @@ func (m *Monitor) note(r result, now time.Time) {
 	}
 	if where := strings.Join(append(slices.Clone(r.target.SMTP), r.target.DNS...), " "); where != s.where {
 		s.where, s.smtp, s.dns, s.reported = where, tally{}, tally{}, false
+	}
+	if r.target.Self {
+		m.own = s
 	}
 	s.peer.add(r.peer, now, m.opt)
 	if r.report != nil || !s.peer.good() {

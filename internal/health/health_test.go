@@ -352,3 +352,33 @@ func TestStaleViewIsNotUsed(t *testing.T) {
 		}
 	})
 }
+
+// A node that cannot reach its own SMTP port says so until it is well again.
+func TestOwnSMTP(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := fine()
+		m := monitor(w, false)
+		if err := m.OwnSMTP(); err != nil {
+			t.Errorf("before the first look: %v", err)
+		}
+		w.set(func(w *world) { delete(w.smtp, "me:25") })
+		rounds(m, 2)
+		if err := m.OwnSMTP(); err != nil {
+			t.Errorf("after two failures: %v", err)
+		}
+		rounds(m, 1)
+		if err := m.OwnSMTP(); err == nil || !strings.Contains(err.Error(), "refused") {
+			t.Errorf("after three failures: %v", err)
+		}
+		w.set(func(w *world) { w.smtp["me:25"] = true })
+		rounds(m, 1)
+		if err := m.OwnSMTP(); err == nil {
+			t.Error("well after one answer")
+		}
+		rounds(m, 10)
+		if err := m.OwnSMTP(); err != nil {
+			t.Errorf("after eleven answers: %v", err)
+		}
+	})
+}

@@ -50,6 +50,9 @@ func (n *Node) refusal() string {
 	if err := n.journal.Room(0); err != nil {
 		return err.Error()
 	}
+	if err := n.health.OwnSMTP(); err != nil {
+		return err.Error()
+	}
 	return ""
 }
 
