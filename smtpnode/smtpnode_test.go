@@ -660,11 +660,12 @@ func TestFlags(t *testing.T) {
 		"X-MS-Journal-Report: \r\n\r\nx\r\n":   journal.JournalReport,
 		"A: b\r\nx-ms-journal-report:\r\n\r\n": journal.JournalReport,
 		"X-WM-Journal-Report: journal\r\n\r\n": journal.JournalReport,
-		"Content-Identifier: exjournalreport\r\n":   journal.JournalReport,
-		"Content-Identifier: something\r\n":         0,
-		"A: b\r\n\r\nX-MS-Journal-Report:\r\n":      0,
-		"Subject: X-MS-Journal-Report:\r\n\r\n":     0,
-		strings.Repeat("A: b\r\n", 20_000) + "\r\n": 0,
+		"Content-Identifier: exjournalreport\r\n":    journal.JournalReport,
+		"Content-Identifer: ExJournalReport\r\n\r\n": journal.JournalReport,
+		"Content-Identifier: something\r\n":          0,
+		"A: b\r\n\r\nX-MS-Journal-Report:\r\n":       0,
+		"Subject: X-MS-Journal-Report:\r\n\r\n":      0,
+		strings.Repeat("A: b\r\n", 20_000) + "\r\n":  0,
 	} {
 		for _, n := range []int{1, 2, 1 << 20} {
 			o := &octets{}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -82,18 +83,23 @@ func (n operator) ChangePassword(ctx context.Context, id string, r admin.ChangeP
 		return admin.Credentials{}, err
 	}
 	keys, err := seal.Rewrap(ctx, n.deriver, m.ID, r.Old, password, kdf, m.Keys)
-	if err == seal.ErrPassword {
+	if errors.Is(err, seal.ErrPassword) {
 		return admin.Credentials{}, admin.Errorf(http.StatusForbidden,
 			"if it is lost, `msgw mailbox passwd --reset` makes a new key; what waits under the old one becomes locked", "the old password is wrong")
 	}
 	if err != nil {
 		return admin.Credentials{}, err
 	}
+	return n.setKeys(ctx, m, keys, generated)
+}
+
+// setKeys replaces the keys of a mailbox, if they are still those of m.
+func (n operator) setKeys(ctx context.Context, m raftstore.Mailbox, keys []seal.Key, generated string) (admin.Credentials, error) {
 	c, err := n.change(ctx, raftstore.SetKeys{ID: m.ID, Version: m.Version, Keys: keys})
 	if err != nil {
 		return admin.Credentials{}, keepPassword(err, m.ID, generated)
 	}
-	n.log.Info("mailbox password changed", "mailbox", m.ID, "applied", c.Applied, "missing", c.Missing)
+	n.log.Info("mailbox keys changed", "mailbox", m.ID, "keys", len(keys), "reset", len(keys) > len(m.Keys), "applied", c.Applied, "missing", c.Missing)
 	return admin.Credentials{ID: m.ID, Address: n.address(m.ID), Password: generated, Change: c}, nil
 }
 
@@ -116,12 +122,7 @@ func (n operator) ResetPassword(ctx context.Context, id string, r admin.ResetPas
 	for i := range keys {
 		keys[i].State = seal.DecryptOnly
 	}
-	c, err := n.change(ctx, raftstore.SetKeys{ID: m.ID, Version: m.Version, Keys: append(keys, key)})
-	if err != nil {
-		return admin.Credentials{}, keepPassword(err, m.ID, generated)
-	}
-	n.log.Warn("mailbox password reset: messages that wait under older keys are locked", "mailbox", m.ID, "applied", c.Applied, "missing", c.Missing)
-	return admin.Credentials{ID: m.ID, Address: n.address(m.ID), Password: generated, Change: c}, nil
+	return n.setKeys(ctx, m, append(keys, key), generated)
 }
 
 // SetMailboxStatus suspends or activates a mailbox.
