@@ -162,6 +162,14 @@ func (n *Node) run(ctx context.Context) (err error) {
 		run("metrics", func(ctx context.Context) error { return admin.Serve(ctx, listeners.metrics, n.metricsHandler()) })
 	}
 	run("socket", func(ctx context.Context) error { return admin.Serve(ctx, socket, admin.Handler(operator{n}, n.log)) })
+	manager, err := findServiceManager(os.Getenv)
+	if err != nil {
+		n.log.Warn("the service manager is not told anything", "error", err)
+	}
+	run("service manager", func(ctx context.Context) error {
+		manager.attend(ctx, n.summary, func(err error) { n.log.Warn("not told", "error", err) })
+		return nil
+	})
 	n.log.Info("node started", "node", n.id.Name, "role", n.id.Role, "version", n.version, "epoch", n.members.Epoch(), "revision", n.store.State().Revision)
 	<-ctx.Done()
 	n.log.Info("node stops")
