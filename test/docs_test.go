@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"msgw/test/labtest"
 )
 
 func read(t *testing.T, path ...string) string {
@@ -44,7 +46,7 @@ func TestReadme(t *testing.T) {
 		t.Errorf("the two commands are not as they were promised:\n%s", sh[0]) // .ci/run runs them
 	}
 	dir := t.TempDir()
-	l := startLab(t, dir, "--net", loopback())
+	l := labtest.Start(t, program, dir, "--net", loopback())
 	for line := range strings.Lines(sh[1]) {
 		line = strings.ReplaceAll(strings.TrimSpace(line), "/tmp/lab", dir)
 		cmd := exec.Command("sh", "-c", strings.Replace(line, "./msgw", program, 1))
@@ -57,10 +59,10 @@ func TestReadme(t *testing.T) {
 	}
 
 	m := new(dns.Msg).SetQuestion(zone+".", dns.TypeMX) // some metrics begin with the first answer
-	if _, err := dns.Exchange(m, l.file().Nodes[0].DNS); err != nil {
+	if _, err := dns.Exchange(m, l.File().Nodes[0].DNS); err != nil {
 		t.Fatal(err)
 	}
-	res, err := http.Get("http://" + l.file().Nodes[0].Metrics + "/metrics")
+	res, err := http.Get("http://" + l.File().Nodes[0].Metrics + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

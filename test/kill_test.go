@@ -15,6 +15,7 @@ import (
 
 	"msgw/internal/lab/report"
 	"msgw/internal/lab/sender"
+	"msgw/test/labtest"
 )
 
 // killRounds is how often TestKill kills the node; MSGW_KILL_ROUNDS sets another
@@ -109,12 +110,12 @@ func TestKill(t *testing.T) {
 		cancel()
 		wg.Wait()
 		s.start()
-		within(t, 20*time.Second, fmt.Sprintf("round %d: node accepts mail again", round), func() error {
+		labtest.Within(t, 20*time.Second, fmt.Sprintf("round %d: node accepts mail again", round), func() error {
 			_, err := s.admin().Status(t.Context())
 			return err
 		})
 	}
-	within(t, 60*time.Second, "everything is fetched", func() error {
+	labtest.Within(t, 60*time.Second, "everything is fetched", func() error {
 		if err := collect(t.Context()); err != nil {
 			return err
 		}

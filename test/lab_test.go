@@ -3,7 +3,6 @@ package test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -18,70 +17,17 @@ import (
 	"time"
 
 	"msgw/internal/lab"
+	"msgw/test/labtest"
 )
 
 // loopback returns a loopback network that no other lab is likely to use.
 func loopback() string { return fmt.Sprintf("127.%d.%d", 64+rand.IntN(128), rand.IntN(256)) }
 
-// labProcess is a running `msgw lab`.
-type labProcess struct {
-	t   *testing.T
-	dir string
-	cmd *exec.Cmd
-	out *bytes.Buffer
-}
-
-func startLab(t *testing.T, dir string, args ...string) *labProcess {
-	t.Helper()
-	l := &labProcess{t: t, dir: dir, out: &bytes.Buffer{}}
-	l.cmd = exec.Command(program, append([]string{"lab", "--dir", dir}, args...)...)
-	l.cmd.Stdout, l.cmd.Stderr = l.out, l.out
-	os.Remove(filepath.Join(dir, "lab.sock"))
-	if err := l.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		l.cmd.Process.Kill()
-		l.cmd.Wait()
-		logs, _ := filepath.Glob(filepath.Join(dir, "*.log"))
-		for _, path := range logs {
-			checkLog(t, path)
-		}
-		if bytes.Contains(l.out.Bytes(), []byte("DATA RACE")) {
-			t.Errorf("lab:\n%s", l.out)
-		}
-	})
-	within(t, 60*time.Second, "lab is up", func() error {
-		// The socket is there once lab.json is complete.
-		_, err := os.Stat(filepath.Join(dir, "lab.sock"))
-		return err
-	})
-	return l
-}
-
-func (l *labProcess) file() lab.File {
-	l.t.Helper()
-	var f lab.File
-	b, err := os.ReadFile(filepath.Join(l.dir, "lab.json"))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, &f); err != nil {
-		l.t.Fatal(err)
-	}
-	return f
-}
-
-func (l *labProcess) msgw(args ...string) (string, error) {
-	out, err := exec.Command(program, args...).CombinedOutput()
-	return string(out), err
-}
-
 func alive(pid int) bool { return pid > 0 && syscall.Kill(pid, 0) == nil }
 
 func gone(t *testing.T, f lab.File) {
 	t.Helper()
-	within(t, 10*time.Second, "nodes have ended", func() error {
+	labtest.Within(t, 10*time.Second, "nodes have ended", func() error {
 		for _, n := range f.Nodes {
 			if alive(n.PID) {
 				return fmt.Errorf("%s runs as %d", n.Name, n.PID)
@@ -94,8 +40,8 @@ func gone(t *testing.T, f lab.File) {
 func TestLab(t *testing.T) {
 	t.Parallel()
 	dir, netw := t.TempDir(), loopback()
-	l := startLab(t, dir, "--net", netw, "--mailboxes", "3")
-	f := l.file()
+	l := labtest.Start(t, program, dir, "--net", netw, "--mailboxes", "3")
+	f := l.File()
 
 	// lab.json has the keys that tools read, and nobody else may read it.
 	b, err := os.ReadFile(filepath.Join(dir, "lab.json"))
@@ -128,15 +74,15 @@ func TestLab(t *testing.T) {
 	}
 
 	// A second lab in the directory is refused.
-	if out, err := l.msgw("lab", "--dir", dir, "--net", netw); exitCodeOf(err) != 2 || !strings.Contains(out, "another lab runs") {
+	if out, err := l.Msgw("lab", "--dir", dir, "--net", netw); exitCodeOf(err) != 2 || !strings.Contains(out, "another lab runs") {
 		t.Errorf("second lab: %v %s", err, out)
 	}
 
 	// Operators' commands work against its nodes, through either of them.
-	if out, err := l.msgw("node", "weight", "msgw1", "3", "--dir", f.Nodes[1].Dir); err != nil {
+	if out, err := l.Msgw("node", "weight", "msgw1", "3", "--dir", f.Nodes[1].Dir); err != nil {
 		t.Errorf("weight: %v %s", err, out)
 	}
-	out, err := l.msgw("dns", "--dir", f.Nodes[0].Dir)
+	out, err := l.Msgw("dns", "--dir", f.Nodes[0].Dir)
 	if err != nil || !strings.Contains(out, "75.0 %") {
 		t.Errorf("dns: %v %s", err, out)
 	}
@@ -146,12 +92,12 @@ func TestLab(t *testing.T) {
 	if got := rcpt(t, f.Nodes[1].SMTP, unknown); got != 550 {
 		t.Errorf("unknown recipient, with a quorum: %d", got)
 	}
-	if out, err := l.msgw("lab", "kill", "msgw1", "--dir", dir); err != nil {
+	if out, err := l.Msgw("lab", "kill", "msgw1", "--dir", dir); err != nil {
 		t.Fatalf("kill: %v %s", err, out)
 	}
 	// Without a quorum a mailbox may have been made at the other site: not 550. What
 	// is known is accepted.
-	within(t, 20*time.Second, "msgw2 knows that it may not be up to date", func() error {
+	labtest.Within(t, 20*time.Second, "msgw2 knows that it may not be up to date", func() error {
 		if got := rcpt(t, f.Nodes[1].SMTP, unknown); got != 451 {
 			return fmt.Errorf("unknown recipient: %d", got)
 		}
@@ -160,19 +106,19 @@ func TestLab(t *testing.T) {
 	if got := rcpt(t, f.Nodes[1].SMTP, known); got != 250 {
 		t.Errorf("known recipient, without a quorum: %d", got)
 	}
-	if alive(f.Nodes[0].PID) || l.file().Nodes[0].PID != 0 {
+	if alive(f.Nodes[0].PID) || l.File().Nodes[0].PID != 0 {
 		t.Error("msgw1 still runs")
 	}
-	if out, err := l.msgw("lab", "kill", "msgw1", "--dir", dir); exitCodeOf(err) != 2 || !strings.Contains(out, "does not run") {
+	if out, err := l.Msgw("lab", "kill", "msgw1", "--dir", dir); exitCodeOf(err) != 2 || !strings.Contains(out, "does not run") {
 		t.Errorf("killed twice: %v %s", err, out)
 	}
-	if out, err := l.msgw("lab", "start", "msgw1", "--dir", dir); err != nil {
+	if out, err := l.Msgw("lab", "start", "msgw1", "--dir", dir); err != nil {
 		t.Fatalf("start: %v %s", err, out)
 	}
-	if n := l.file().Nodes[0]; !alive(n.PID) || n.PID == f.Nodes[0].PID {
+	if n := l.File().Nodes[0]; !alive(n.PID) || n.PID == f.Nodes[0].PID {
 		t.Errorf("msgw1 after start: %+v", n)
 	}
-	if out, err := l.msgw("lab", "stop", "msgw2", "--dir", dir); err != nil {
+	if out, err := l.Msgw("lab", "stop", "msgw2", "--dir", dir); err != nil {
 		t.Fatalf("stop: %v %s", err, out)
 	}
 	// A node started from argv alone, by somebody else.
@@ -182,8 +128,8 @@ func TestLab(t *testing.T) {
 	if err := own.Start(); err != nil {
 		t.Fatal(err)
 	}
-	within(t, 20*time.Second, "msgw2 answers", func() error {
-		_, err := l.msgw("status", "--json", "--dir", n2.Dir)
+	labtest.Within(t, 20*time.Second, "msgw2 answers", func() error {
+		_, err := l.Msgw("status", "--json", "--dir", n2.Dir)
 		if exitCodeOf(err) == 2 {
 			return err
 		}
@@ -195,16 +141,16 @@ func TestLab(t *testing.T) {
 	}
 
 	// A node that was killed from outside is not restarted; the lab stays up.
-	pid := l.file().Nodes[0].PID
+	pid := l.File().Nodes[0].PID
 	syscall.Kill(pid, syscall.SIGKILL)
-	within(t, 10*time.Second, "lab.json says so", func() error {
-		if p := l.file().Nodes[0].PID; p != 0 {
+	labtest.Within(t, 10*time.Second, "lab.json says so", func() error {
+		if p := l.File().Nodes[0].PID; p != 0 {
 			return fmt.Errorf("pid %d", p)
 		}
 		return nil
 	})
 	time.Sleep(500 * time.Millisecond)
-	if l.file().Nodes[0].PID != 0 || !alive(l.cmd.Process.Pid) {
+	if l.File().Nodes[0].PID != 0 || !alive(l.PID()) {
 		t.Error("restarted, or the lab is gone")
 	}
 
@@ -224,32 +170,30 @@ func TestLab(t *testing.T) {
 	if err := os.Rename(moved, n2.Dir); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := l.msgw("lab", "start", "msgw1", "--dir", dir); err != nil {
+	if out, err := l.Msgw("lab", "start", "msgw1", "--dir", dir); err != nil {
 		t.Fatalf("start: %v %s", err, out)
 	}
-	if out, err := l.msgw("lab", "start", "msgw2", "--dir", dir); err != nil {
+	if out, err := l.Msgw("lab", "start", "msgw2", "--dir", dir); err != nil {
 		t.Fatalf("start: %v %s", err, out)
 	}
 
 	// Killed itself, its nodes die with it, and it works again at once.
-	f = l.file()
-	l.cmd.Process.Kill()
-	l.cmd.Wait()
+	f = l.File()
+	l.End(syscall.SIGKILL)
 	gone(t, f)
-	l = startLab(t, dir, "--net", netw, "--witness")
-	f = l.file()
+	l = labtest.Start(t, program, dir, "--net", netw, "--witness")
+	f = l.File()
 	if len(f.Nodes) != 3 || f.Nodes[2].Role != "witness" || f.Nodes[2].SMTP != "" || len(f.Mailboxes) != 3 {
 		t.Errorf("resumed with a witness: %+v", f)
 	}
-	out, err = l.msgw("node", "list", "--dir", f.Nodes[0].Dir)
+	out, err = l.Msgw("node", "list", "--dir", f.Nodes[0].Dir)
 	if err != nil || !strings.Contains(out, "witness") {
 		t.Errorf("node list: %v %s", err, out)
 	}
 
 	// A clean end leaves the directory, and no process.
-	l.cmd.Process.Signal(syscall.SIGTERM)
-	if err := l.cmd.Wait(); err != nil {
-		t.Errorf("lab: %v\n%s", err, l.out)
+	if out, err := l.End(syscall.SIGTERM); err != nil {
+		t.Errorf("lab: %v\n%s", err, out)
 	}
 	gone(t, f)
 	if _, err := os.Stat(filepath.Join(dir, "lab.json")); err != nil {

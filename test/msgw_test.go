@@ -24,6 +24,7 @@ import (
 	"msgw/internal/lab/archive"
 	"msgw/internal/lab/sender"
 	"msgw/internal/node"
+	"msgw/test/labtest"
 )
 
 var program string // the built msgw
@@ -37,13 +38,8 @@ func build(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "msgw")
-	args := []string{"build", "-o", program}
-	if raceDetector {
-		args = append(args, "-race")
-	}
-	if out, err := exec.Command("go", append(args, "msgw/cmd/msgw")...).CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+	if program, err = labtest.Build(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
@@ -102,26 +98,9 @@ func newSingle(t *testing.T) *single {
 	t.Cleanup(func() {
 		s.kill(syscall.SIGKILL)
 		s.log.Close()
-		checkLog(t, s.log.Name())
+		labtest.CheckLog(t, s.log.Name())
 	})
 	return s
-}
-
-// checkLog looks for what a node must never say, and shows the end of its log if
-// the test failed.
-func checkLog(t *testing.T, path string) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Error(err)
-	}
-	for _, bad := range []string{"DATA RACE", "panic: ", "fatal error: "} {
-		if i := bytes.Index(b, []byte(bad)); i >= 0 {
-			t.Errorf("%s:\n%s", path, b[i:min(len(b), i+4000)])
-		}
-	}
-	if t.Failed() {
-		t.Logf("end of %s:\n%s", path, b[max(0, len(b)-4000):])
-	}
 }
 
 func (s *single) start() {
@@ -154,7 +133,7 @@ func (s *single) admin() *admin.Client { return admin.NewClient(s.dir, node.Sock
 // await waits until the node can make changes, and so knows what it does not know.
 func (s *single) await() {
 	s.t.Helper()
-	within(s.t, 30*time.Second, "node has a quorum", func() error {
+	labtest.Within(s.t, 30*time.Second, "node has a quorum", func() error {
 		st, err := s.admin().Status(s.t.Context())
 		if err == nil && (!st.Quorum || !st.Accepting) {
 			err = fmt.Errorf("quorum %v, accepting %v", st.Quorum, st.Accepting)
@@ -170,19 +149,6 @@ func (s *single) mailbox() admin.Credentials {
 		s.t.Fatal(err)
 	}
 	return c
-}
-
-func within(t *testing.T, d time.Duration, what string, f func() error) {
-	t.Helper()
-	for end := time.Now().Add(d); ; time.Sleep(50 * time.Millisecond) {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("not within %v: %s: %v", d, what, err)
-		}
-	}
 }
 
 // trust returns the certificates of the appliance's own CA.

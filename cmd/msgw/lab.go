@@ -29,9 +29,14 @@ message was lost or changed.`}
 	f.BoolVar(&o.Witness, "witness", false, "add a witness, the third voter")
 	f.BoolVar(&o.StandardPorts, "standard-ports", false, "listen on 25, 53, 110 and 995 (needs root) instead of 2525, 1053, 1110 and 1995")
 	f.IntVar(&o.Mailboxes, "mailboxes", 1, "how many mailboxes to make")
+	f.StringVar(&o.ACME.Directory, "acme", "", "ACME directory that the sites get certificates from (default: the lab's own CA only)")
+	acmeRoot := f.String("acme-root", "", "PEM file that the directory's own certificate is checked against")
+	issuerRoot := f.String("acme-issuer-root", "", "PEM file of the root that the directory's certificates end at, for those who read lab.json")
 	demo := f.Bool("demo", false, "play the story and exit")
 	messages := f.Int("messages", 300, "with --demo: how many journal reports to send")
 	c.MarkFlagDirname("dir")
+	c.MarkFlagFilename("acme-root", "pem", "crt")
+	c.MarkFlagFilename("acme-issuer-root", "pem", "crt")
 	c.RunE = func(c *cobra.Command, _ []string) (err error) {
 		if o.Mailboxes < 1 || o.Mailboxes > 10000 {
 			return usageError{fmt.Errorf("mailboxes: %d, expected 1 to 10000", o.Mailboxes)}
@@ -41,6 +46,15 @@ message was lost or changed.`}
 		}
 		if a, err := netip.ParseAddr(o.Net + ".11"); err != nil || !a.IsLoopback() {
 			return usageError{fmt.Errorf("net: %q, expected three octets of a loopback network, as in 127.0.0", o.Net)}
+		}
+		if o.ACME.Directory == "" && (*acmeRoot != "" || *issuerRoot != "") {
+			return usageError{errors.New("acme: missing, expected the directory that --acme-root and --acme-issuer-root belong to")}
+		}
+		if o.ACME.Root, err = readCertificates("acme-root", *acmeRoot); err != nil {
+			return err
+		}
+		if o.ACME.IssuerRoot, err = readCertificates("acme-issuer-root", *issuerRoot); err != nil {
+			return err
 		}
 		if o.Program, err = os.Executable(); err != nil {
 			return err

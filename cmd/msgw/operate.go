@@ -234,7 +234,7 @@ certificates of the appliance's own CA.`,
 			a.Directory = args[0]
 		}
 		var err error
-		if a.Roots, err = readOptional(*roots); err != nil {
+		if a.Roots, err = readCertificates("root", *roots); err != nil {
 			return err
 		}
 		ch, err := client(*dir).SetACME(c.Context(), a)

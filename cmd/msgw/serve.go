@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"fmt"
 	"io"
 	"log/slog"
@@ -80,7 +81,7 @@ configuration file names. Run it once, at one site; every other node uses join.`
 		if err != nil {
 			return err
 		}
-		if o.ACME.Roots, err = readOptional(*roots); err != nil {
+		if o.ACME.Roots, err = readCertificates("acme-root", *roots); err != nil {
 			return err
 		}
 		if err := node.Init(cfg, o); err != nil {
@@ -92,13 +93,17 @@ configuration file names. Run it once, at one site; every other node uses join.`
 	return c
 }
 
-func readOptional(path string) (string, error) {
+// readCertificates reads a file of PEM certificates; no path: none.
+func readCertificates(flag, path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return "", &node.OperatorError{Err: err}
+		return "", &node.OperatorError{Err: fmt.Errorf("%s: %w", flag, err)}
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(b) {
+		return "", usageError{fmt.Errorf("%s: %s holds no certificate, expected PEM", flag, path)}
 	}
 	return string(b), nil
 }

@@ -5,7 +5,6 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +18,6 @@ import (
 	"time"
 
 	"msgw/internal/admin"
-	"msgw/internal/durable"
 	"msgw/internal/node"
 )
 
@@ -31,8 +29,17 @@ type Options struct {
 	Witness       bool
 	StandardPorts bool // 25, 53, 110, 995: needs root
 	Mailboxes     int
+	ACME          ACME
 	Out           io.Writer
 	Terminal      bool // Out can rewrite a line
+}
+
+// ACME says where the lab's nodes get publicly trusted certificates from; no
+// directory: from the lab's own CA only, or as an earlier lab in the directory was told.
+type ACME struct {
+	Directory  string // URL
+	Root       string // PEM that the directory's own certificate is checked against; empty: the system's
+	IssuerRoot string // PEM that the certificates it issues are checked against; empty: the system's
 }
 
 const (
@@ -40,6 +47,7 @@ const (
 	lockName   = "lab.lock"
 	socketName = "lab.sock"
 	caName     = "ca.pem"
+	issuerName = "acme-issuer.pem" // ACME.IssuerRoot, for a lab that is resumed
 )
 
 // Lab is a running lab.
@@ -141,6 +149,9 @@ func (l *Lab) bringUp(ctx context.Context, fresh bool) error {
 	if err := l.await(ctx, "a quorum", l.leads); err != nil {
 		return err
 	}
+	if err := l.setACME(ctx); err != nil {
+		return err
+	}
 	for _, n := range missing {
 		cfg, err := l.config(n)
 		if err != nil {
@@ -196,29 +207,10 @@ func (l *Lab) leads(ctx context.Context) string {
 	case !s.Quorum:
 		return "no quorum yet"
 	}
-	b, err := l.caPEM()
-	if err == nil {
-		err = durable.ReplaceFile(l.file.CA, b)
-	}
-	if err != nil {
+	if err := l.writeCA(); err != nil {
 		return err.Error()
 	}
 	return ""
-}
-
-// caPEM reads the cluster's CA from the first node's configuration.
-func (l *Lab) caPEM() ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(l.file.Nodes[0].Dir, "config.json"))
-	if err != nil {
-		return nil, err
-	}
-	var c struct {
-		CA struct{ Certificate string }
-	}
-	if err := json.Unmarshal(b, &c); err != nil {
-		return nil, err
-	}
-	return []byte(c.CA.Certificate), nil
 }
 
 // answers says what is missing until every node does what it should.

@@ -1,6 +1,6 @@
 //go:build race
 
-package test
+package labtest
 
 // raceDetector says that msgw is built with the race detector, as these tests are.
 const raceDetector = true
