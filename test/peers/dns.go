@@ -79,16 +79,21 @@ func serve(t testing.TB, r *Root, name string, addrs []string, zone, text string
 	}
 }
 
-// Unbound runs a resolver at ResolverAddr that knows the served tree's root, and
-// returns it. Answers are kept for at most maxTTL. r must hold the package unbound.
-func Unbound(t testing.TB, r *Root, maxTTL time.Duration) *Process {
-	t.Helper()
+// RootHints returns the served tree's root servers as a zone file.
+func RootHints() string {
 	hints := ""
 	for i, a := range RootAddrs {
 		hints += fmt.Sprintf(". 3600000 NS ns%d.root-servers.\nns%d.root-servers. 3600000 A %s\n", i+1, i+1, a)
 	}
+	return hints
+}
+
+// Unbound runs a resolver at ResolverAddr that knows the served tree's root, and
+// returns it. Answers are kept for at most maxTTL. r must hold the package unbound.
+func Unbound(t testing.TB, r *Root, maxTTL time.Duration) *Process {
+	t.Helper()
 	dir := "/srv/unbound"
-	r.Write(t, dir+"/hints", hints, 0o644)
+	r.Write(t, dir+"/hints", RootHints(), 0o644)
 	r.Write(t, dir+"/unbound.conf", fmt.Sprintf(`server:
  directory: %q
  chroot: ""
