@@ -86,13 +86,48 @@ func TestReadme(t *testing.T) {
 	}
 }
 
+// Every box in the operators' documents is run by a test, which its second word says
+// (test/peers/install), or says that it is not run.
+func TestDocumentedBoxes(t *testing.T) {
+	t.Parallel()
+	docs, err := filepath.Glob("../docs/*.md")
+	if err != nil || len(docs) < 5 {
+		t.Fatalf("docs: %v, %v", docs, err)
+	}
+	opening := regexp.MustCompile("^```(\\w*) ?(\\w*)$")
+	for _, doc := range docs {
+		inside, warned := false, false
+		for line := range strings.Lines(read(t, doc[len("../"):])) {
+			line = strings.TrimSuffix(line, "\n")
+			m := opening.FindStringSubmatch(line)
+			switch {
+			case m != nil && inside:
+				inside = false
+			case m != nil:
+				inside = true
+				if ran := m[1] == "sh" && m[2] != "" || m[1] == "zone"; !ran && !warned {
+					t.Errorf("%s: a box is neither run nor said not to be: %s", doc, line)
+				}
+			case strings.HasPrefix(line, "#"):
+				warned = false
+			case strings.Contains(strings.ToLower(line), "not run here"):
+				warned = true
+			}
+		}
+	}
+}
+
 // Every command that the documents name exists.
 func TestDocumentedCommands(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
-	for _, doc := range [][]string{{"README.md"}, {"docs", "operate.md"}, {"CHANGELOG.md"}} {
-		text := read(t, doc...)
-		code := strings.Join(blocks(text, "(?:sh)?"), "")
+	docs, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, doc := range append(docs, "../README.md", "../CHANGELOG.md") {
+		text := read(t, doc[len("../"):])
+		code := strings.Join(blocks(text, "(?:sh)?(?: \\w+)?"), "")
 		for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(text, -1) {
 			code += m[1] + "\n"
 		}

@@ -247,3 +247,20 @@ certificates of the appliance's own CA.`,
 	}
 	return c
 }
+
+func caCommand() *cobra.Command {
+	c := &cobra.Command{Use: "ca", Short: "Print the certificate of the appliance's own CA", GroupID: "operate", Args: cobra.NoArgs,
+		Long: `Print the certificate of the appliance's own CA, as PEM. Programs that are told to trust
+it can check the sites' certificates before an ACME directory is set.`,
+		Example: "  msgw ca > ca.pem"}
+	dir := addDir(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		pem, err := client(*dir).CA(c.Context())
+		if err != nil {
+			return err
+		}
+		fmt.Fprint(c.OutOrStdout(), pem)
+		return nil
+	}
+	return c
+}

@@ -22,6 +22,7 @@ type Node interface {
 	SetWeight(ctx context.Context, node string, weight uint32) (Change, error)
 	SetDrain(ctx context.Context, node string, drained bool) error
 	SetACME(ctx context.Context, a ACME) (Change, error)
+	CA(ctx context.Context) (pem string, err error)
 	Invite(ctx context.Context, r Invite) (Invitation, error)
 }
 

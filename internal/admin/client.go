@@ -133,6 +133,10 @@ func (c *Client) SetACME(ctx context.Context, a ACME) (Change, error) {
 	return ask[Change](ctx, c, "POST", "/v1/acme", a)
 }
 
+func (c *Client) CA(ctx context.Context) (string, error) {
+	return ask[string](ctx, c, "GET", "/v1/ca", nil)
+}
+
 func (c *Client) Invite(ctx context.Context, r Invite) (Invitation, error) {
 	return ask[Invitation](ctx, c, "POST", "/v1/invites", r)
 }

@@ -207,7 +207,7 @@ func (l *Lab) leads(ctx context.Context) string {
 	case !s.Quorum:
 		return "no quorum yet"
 	}
-	if err := l.writeCA(); err != nil {
+	if err := l.writeCA(ctx); err != nil {
 		return err.Error()
 	}
 	return ""

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,8 +26,8 @@ func (l *Lab) setACME(ctx context.Context) error {
 
 // writeCA writes what trusts every certificate that the nodes may show: the
 // cluster's CA and the root of the ACME directory's certificates.
-func (l *Lab) writeCA() error {
-	bundle, err := l.clusterCA()
+func (l *Lab) writeCA(ctx context.Context) error {
+	bundle, err := l.Admin(l.file.Nodes[0].Name).CA(ctx)
 	if err != nil {
 		return err
 	}
@@ -42,20 +41,5 @@ func (l *Lab) writeCA() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return durable.ReplaceFile(l.file.CA, append(bundle, issuer...))
-}
-
-// clusterCA reads the cluster's CA from the first node's configuration.
-func (l *Lab) clusterCA() ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(l.file.Nodes[0].Dir, "config.json"))
-	if err != nil {
-		return nil, err
-	}
-	var c struct {
-		CA struct{ Certificate string }
-	}
-	if err := json.Unmarshal(b, &c); err != nil {
-		return nil, err
-	}
-	return []byte(c.CA.Certificate), nil
+	return durable.ReplaceFile(l.file.CA, append([]byte(bundle), issuer...))
 }

@@ -218,6 +218,9 @@ func (n operator) SetWeight(ctx context.Context, node string, weight uint32) (ad
 	return n.change(ctx, raftstore.SetWeight{Node: node, Weight: weight})
 }
 
+// CA returns the certificate of the appliance's own CA, PEM.
+func (n operator) CA(context.Context) (string, error) { return n.store.State().CA.Certificate, nil }
+
 // SetACME changes where certificates come from.
 func (n operator) SetACME(ctx context.Context, a admin.ACME) (admin.Change, error) {
 	return n.change(ctx, raftstore.SetACME{ACME: raftstore.ACME(a)})

@@ -28,6 +28,18 @@ var RootAddrs = []string{"127.0.1.1", "127.0.1.2"}
 // sites as an operator would. r must hold the package nsd.
 func ServeTree(t testing.TB, r *Root, f lab.File) {
 	t.Helper()
+	delegation := ""
+	for _, n := range f.Nodes {
+		if n.Role == "site" {
+			delegation += fmt.Sprintf("%s. NS %s.\n%s. A %s\n", f.Zone, n.Host, n.Host, n.Addr)
+		}
+	}
+	ServeDelegation(t, r, delegation)
+}
+
+// ServeDelegation serves the same with other lines to delegate the zone.
+func ServeDelegation(t testing.TB, r *Root, lines string) {
+	t.Helper()
 	soa := func(zone string) string {
 		return fmt.Sprintf("$ORIGIN %s\n$TTL 3600\n@ SOA ns1.%s hostmaster.%s 2026010101 14400 3600 1209600 3600\n", zone, suffix(zone), suffix(zone))
 	}
@@ -39,15 +51,9 @@ func ServeTree(t testing.TB, r *Root, f lab.File) {
 		return text
 	}
 	com, example := []string{"127.0.1.3", "127.0.1.4"}, []string{"127.0.1.5", "127.0.1.6"}
-	delegation := ""
-	for _, n := range f.Nodes {
-		if n.Role == "site" {
-			delegation += fmt.Sprintf("%s. NS %s.\n%s. A %s\n", f.Zone, n.Host, n.Host, n.Addr)
-		}
-	}
 	serve(t, r, "root", RootAddrs, ".", soa(".")+ns(".", RootAddrs)+ns("com.", com))
 	serve(t, r, "com", com, "com.", soa("com.")+ns("com.", com)+ns("example.com.", example))
-	serve(t, r, "example", example, "example.com.", soa("example.com.")+ns("example.com.", example)+delegation)
+	serve(t, r, "example", example, "example.com.", soa("example.com.")+ns("example.com.", example)+lines)
 }
 
 // suffix is zone as the end of a name below it.

@@ -44,14 +44,16 @@ type Suite struct {
 // Main is the suite's TestMain: it prepares everything, enters the namespaces and
 // runs the tests there. It does not return.
 func (s *Suite) Main(m *testing.M) {
-	if os.Getenv(insideEnv) != "" {
-		if err := s.enter(); err != nil {
-			fmt.Fprintln(os.Stderr, "1 failed: namespaces:", err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
+	var code int
+	var err error
+	switch {
+	case os.Getenv(insideEnv) == "":
+		code, err = s.outside()
+	case os.Getpid() == 1:
+		code, err = s.first()
+	default:
+		code = m.Run()
 	}
-	code, err := s.outside()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "1 failed:", err)
 		code = 1
@@ -102,11 +104,42 @@ func (s *Suite) outside() (code int, err error) {
 	return 0, err
 }
 
+// first is the first process of the namespaces: it runs the tests, and takes in what
+// daemons leave behind.
+func (s *Suite) first() (code int, err error) {
+	if err := s.enter(); err != nil {
+		return 1, fmt.Errorf("namespaces: %w", err)
+	}
+	tests, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+	if err != nil {
+		return 1, err
+	}
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == syscall.EINTR:
+		case err != nil:
+			return 1, fmt.Errorf("wait: %w", err)
+		case pid == tests.Pid && status.Exited():
+			return status.ExitStatus(), nil
+		case pid == tests.Pid:
+			return 1, fmt.Errorf("tests: %v", status.Signal())
+		}
+	}
+}
+
 // enter makes the namespaces that this process was started in habitable.
 func (s *Suite) enter() error {
 	err := errors.Join(
 		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 		unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""),
+		// Kernel settings are the whole machine's, but for those of the network.
+		unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""),
+		unix.Mount("/proc/sys/net", "/proc/sys/net", "", unix.MS_BIND, ""),
+		unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""),
+		os.MkdirAll("/run/netns", 0o755),
+		unix.Mount("netns", "/run/netns", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755"), // for `ip netns`
 		run("ip", "link", "set", "lo", "up"))
 	if err != nil {
 		return err

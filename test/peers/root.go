@@ -22,8 +22,6 @@ import (
 type Root struct {
 	Name     string
 	Packages []string
-
-	dir string // where it is mounted
 }
 
 // install installs the packages into the upper layer that mount puts below the
@@ -75,7 +73,7 @@ func (r *Root) mount() error {
 	// Two overlays, as the kernel takes no layer from below another: what is installed,
 	// read-only, and above it what the suite writes, in memory.
 	dir, base := filepath.Join(os.Getenv(insideEnv), r.Name), filepath.Join(cacheDir, r.Name)
-	installed, layer, merged := filepath.Join(dir, "installed"), filepath.Join(dir, "layer"), filepath.Join(dir, "merged")
+	installed, layer, merged := filepath.Join(dir, "installed"), filepath.Join(dir, "layer"), r.Path("/")
 	upper, work := filepath.Join(layer, "upper"), filepath.Join(layer, "work")
 	overlay := func(target, lower, upper, work string, flags uintptr) error {
 		return unix.Mount("overlay", target, "overlay", flags, "lowerdir="+lower+",upperdir="+upper+",workdir="+work)
@@ -96,7 +94,6 @@ func (r *Root) mount() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.Name, err)
 	}
-	r.dir = merged
 	for _, d := range []string{"/proc", "/sys", "/dev", os.TempDir()} {
 		if err := unix.Mount(d, r.Path(d), "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return fmt.Errorf("%s%s: %w", r.Name, d, err)
@@ -107,7 +104,9 @@ func (r *Root) mount() error {
 }
 
 // Path returns where this machine sees a file of the root.
-func (r *Root) Path(file string) string { return filepath.Join(r.dir, file) }
+func (r *Root) Path(file string) string {
+	return filepath.Join(os.Getenv(insideEnv), r.Name, "merged", file)
+}
 
 // Write writes a file of the root, and the directories above it.
 func (r *Root) Write(t testing.TB, file, text string, mode os.FileMode) {
@@ -130,7 +129,7 @@ func (r *Root) Command(ctx context.Context, program string, args ...string) *exe
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "TMPDIR=" + os.TempDir()}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: r.dir}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: r.Path("/")}
 	// What a killed program left running may hold its output open.
 	cmd.WaitDelay = waitDelay
 	return cmd
@@ -157,7 +156,7 @@ func (r *Root) Versions(t testing.TB) {
 			missing = errors.Join(missing, fmt.Errorf("%s: %w", p, err))
 			continue
 		}
-		t.Logf("%s %s", p, out)
+		t.Logf("judged by %s %s", p, out)
 	}
 	if missing != nil {
 		t.Error(missing)

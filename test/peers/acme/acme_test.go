@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 // directory gone, and without the directory the sites go back to their own CA's.
 func TestIssue(t *testing.T) {
 	base.Versions(t)
-	t.Log(pebbleModule)
+	t.Logf("judged by %s", pebbleModule)
 
 	// The zone must be delegated before a certificate can be had, as in earnest; the
 	// addresses are the same in every lab.
