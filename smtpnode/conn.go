@@ -31,6 +31,7 @@ type conn struct {
 	peer netip.AddrPort
 
 	tls     *tls.ConnectionState // nil in plaintext
+	wire    net.Conn             // what replies go to: line, or the TLS connection over it
 	helo    string
 	esmtp   bool
 	session smtp.Session
@@ -72,9 +73,24 @@ func (s *Server) Handle(ctx context.Context, nc net.Conn) {
 		}
 	}()
 	c.run()
+	c.close()
 }
 
+// close ends the connection. Over TLS it says so, lest the end look like an attack
+// to the peer (RFC 8446 section 6.1).
+func (c *conn) close() {
+	if c.tls == nil {
+		return // the server closes it
+	}
+	c.line.CloseBy(time.Now().Add(closeTime))
+	_ = c.wire.Close() // fails if the peer has gone, which is no news
+}
+
+// closeTime bounds what is still said to a peer when its connection ends.
+const closeTime = 2 * time.Second
+
 func (c *conn) setConn(nc net.Conn) {
+	c.wire = nc
 	c.bw = bufio.NewWriterSize(nc, 4<<10)
 	c.br = bufio.NewReaderSize(&answering{nc, c.bw}, 64<<10)
 }
@@ -154,7 +170,7 @@ func (c *conn) end(err error) {
 
 // farewell ends the session with 421 (RFC 5321 section 3.8).
 func (c *conn) farewell(enhanced, text string) {
-	c.line.CloseBy(time.Now().Add(2 * time.Second))
+	c.line.CloseBy(time.Now().Add(closeTime))
 	c.reply(421, enhanced, c.srv.opt.Host+" "+text)
 	c.bw.Flush()
 }

@@ -585,6 +585,43 @@ func TestStartTLS(t *testing.T) {
 	}
 }
 
+// Over TLS the end of a session is said, not only done: Exim logs an error otherwise.
+func TestCloseNotify(t *testing.T) {
+	t.Parallel()
+	r := start(t, func(o *Options) { o.MaxErrors = 1 })
+	for _, last := range []string{"C: QUIT\nS: 221", "C: A\nS: 500\nC: B\nS: 500\nS: 421"} {
+		c := r.dial()
+		c.dialog("S: 220\nC: EHLO x\nS: 250-\nC: STARTTLS\nS: 220")
+		tap := &tapConn{Conn: c.Conn}
+		tc := tls.Client(tap, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}) // alerts show on the wire
+		c.Conn, c.r = tc, bufio.NewReader(tc)
+		c.dialog("C: EHLO x\nS: 250-\n" + last)
+		if rest, err := io.ReadAll(tc); err != nil || len(rest) > 0 {
+			t.Errorf("at the end: %q, %v", rest, err)
+		}
+		var kind byte
+		for b := tap.got; len(b) >= 5; { // RFC 5246 section 6.2.1
+			kind = b[0]
+			b = b[5+int(b[3])<<8+int(b[4]):]
+		}
+		if kind != 21 {
+			t.Errorf("%q: the last record is of type %d, expected an alert", last, kind)
+		}
+	}
+}
+
+// tapConn keeps what was read.
+type tapConn struct {
+	net.Conn
+	got []byte
+}
+
+func (t *tapConn) Read(p []byte) (int, error) {
+	n, err := t.Conn.Read(p)
+	t.got = append(t.got, p[:n]...)
+	return n, err
+}
+
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	r := start(t, func(o *Options) { o.MaxErrors, o.MaxIdle, o.Limits.PerAddress = 3, 20, 2 })
