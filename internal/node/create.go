@@ -15,9 +15,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -122,6 +125,9 @@ func claimState(dir string, failed *error) (release func(), err error) {
 				"a node is made in an empty directory; move what is there away if it is no longer wanted")
 		}
 	}
+	if err := checkOwner(dir); err != nil {
+		return nil, err
+	}
 	lock, err := lockState(dir)
 	if err != nil {
 		return nil, err
@@ -136,6 +142,25 @@ func claimState(dir string, failed *error) (release func(), err error) {
 		lock.Close()
 		durable.SyncDir(filepath.Dir(dir))
 	}, nil
+}
+
+// checkOwner keeps root from making a node in another user's directory: the service,
+// which runs as that user, could not read it.
+func checkOwner(dir string) error {
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return operatorError(fmt.Errorf("state: %w", err), "")
+	}
+	sys, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok || int(sys.Uid) == os.Geteuid() {
+		return nil
+	}
+	owner := strconv.Itoa(int(sys.Uid))
+	if u, err := user.LookupId(owner); err == nil {
+		owner = u.Username
+	}
+	return operatorError(fmt.Errorf("state: %s belongs to %s, and so must what is made in it", dir, owner),
+		"run the command as that user, as in `runuser -u "+owner+" -- msgw init ...`")
 }
 
 // member is how this node describes itself to the others.
