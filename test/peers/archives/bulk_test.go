@@ -19,15 +19,15 @@ func bulkStory(t *testing.T, s *scene) {
 	}
 	boxes := map[*client]lab.Mailbox{}
 	var all []lab.Mailbox
-	some := []*client{getmail, fetchmail, mpop, pythonPoplib} // the slowest first
-	for _, c := range some {
+	slowestFirst := []*client{getmail, fdm, curl, fetchmail, mpop, pythonPoplib}
+	for _, c := range slowestFirst {
 		boxes[c] = s.box(t)
 		all = append(all, boxes[c])
 	}
 	start := time.Now()
 	s.send(t, "msgw1", all, messages)
 	t.Logf("%d messages sent to %d mailboxes: %v", len(messages), len(all), time.Since(start).Round(100*time.Millisecond))
-	each(t, "fetched", some, func(t *testing.T, c *client) {
+	each(t, "fetched", slowestFirst, func(t *testing.T, c *client) {
 		u := c.new(t)
 		u.add(s.site("msgw1"), boxes[c])
 		start := time.Now()
