@@ -50,6 +50,9 @@ func run(args []string, in io.Reader, out, errOut io.Writer) int {
 		return int(silent)
 	case errors.As(err, &oe):
 		complain(errOut, err, oe.Hint)
+		if oe.MayPass {
+			return exitFailed
+		}
 		return exitOperator
 	case errors.As(err, &ae):
 		complain(errOut, err, ae.Hint)

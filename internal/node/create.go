@@ -307,8 +307,8 @@ func firstPeer(ctx context.Context, t token, body []byte, ans *joinAnswer) error
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
 	}
-	return operatorError(fmt.Errorf("no node of the cluster could admit this one: %w", errors.Join(errs...)),
-		"check that the peer port of a running node is reachable from here")
+	return &OperatorError{Err: fmt.Errorf("no node of the cluster could admit this one: %w", errors.Join(errs...)),
+		Hint: "check that the peer port of a running node is reachable from here", MayPass: true}
 }
 
 // request makes a certificate request for the peer key.

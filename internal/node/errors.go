@@ -6,10 +6,12 @@ import (
 )
 
 // OperatorError is what the operator must fix before trying again; the program
-// exits with code 2.
+// exits with code 2. What may also pass by itself exits with code 1, so that whoever
+// started the program tries again.
 type OperatorError struct {
-	Err  error
-	Hint string // what to do
+	Err     error
+	Hint    string // what to do
+	MayPass bool
 }
 
 func (e *OperatorError) Error() string { return e.Err.Error() }
@@ -19,7 +21,7 @@ func (e *OperatorError) Unwrap() error { return e.Err }
 // it would vote twice, or serve what is no longer true.
 const lostHint = "restore the whole state directory as it last was; a lost node cannot be replaced by a new one yet"
 
-func operatorError(err error, hint string) error { return &OperatorError{err, hint} }
+func operatorError(err error, hint string) error { return &OperatorError{Err: err, Hint: hint} }
 
 func randomHex(n int) string {
 	b := make([]byte, n)

@@ -241,7 +241,9 @@ func bindError(key, addr string, err error) error {
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		hint = "this machine does not have that address"
 	}
-	return operatorError(fmt.Errorf("%s: cannot listen on %s: %w", key, addr, unwrapSyscall(err)), hint)
+	// An address may come later: a lease that is on its way at a machine's start.
+	return &OperatorError{Err: fmt.Errorf("%s: cannot listen on %s: %w", key, addr, unwrapSyscall(err)), Hint: hint,
+		MayPass: errors.Is(err, syscall.EADDRNOTAVAIL)}
 }
 
 // unwrapSyscall drops what repeats the address.
