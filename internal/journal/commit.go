@@ -3,108 +3,45 @@ package journal
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
-// Message pairs the facts of a message with its sealed octets.
-type Message struct {
-	Meta Meta
-	Body *Body
-}
-
 // commit is what one caller wants in the log: messages or tombstones.
 type commit struct {
-	messages []Message
-	deletes  []*entry
-	at       time.Time
-	result   chan error
+	adds    []addition
+	deletes []*entry
+	flags   Flags // of the tombstones
+	at      time.Time
+	tombs   []keptTomb // tombstones to copy from another segment
+	from    *segment
+	result  chan error
 }
+
+// addition is a message to be written.
+type addition struct {
+	meta  Meta
+	body  []byte
+	moved *entry // the message whose record this one takes the place of, or nil
+	// copied says that the octets are those of the record at was, and that a body file
+	// stays where it is.
+	copied bool
+	was    place
+	// entry is set by the committer: what is held now; nil if moved was deleted before.
+	entry *entry
+
+	written bool
+	start   int64 // of the record in its segment
+	bodyCRC uint32
+}
+
+// alone says that the commit shares its flush with no tombstone: what it moves must not
+// have been deleted in the same breath.
+func (c *commit) alone() bool { return c.from != nil || len(c.adds) > 0 && c.adds[0].moved != nil }
 
 // maxBatch bounds the octets written with one flush.
 const maxBatch = 8 << 20
-
-// Commit makes messages durable and lists them; all of them or, if it returns an
-// error, none. It returns only when the disk has answered. ErrDiskFull means that
-// the same may succeed later; ErrFailed that it will not in this process, and that
-// the next one may list messages that the disk has kept all the same.
-func (j *Journal) Commit(ms ...Message) error {
-	if err := j.unheld(ms); err != nil {
-		return err
-	}
-	for _, m := range ms {
-		if _, err := messageHeader(0, m.Meta); err != nil {
-			return err
-		}
-		if err := m.Body.settle(); err != nil {
-			return err
-		}
-	}
-	if err := j.enqueue(&commit{messages: ms}); err != nil {
-		return err
-	}
-	for _, m := range ms {
-		m.Body.name, m.Body.mem = "", nil // the journal's now
-		m.Body.err = errors.New("body was committed")
-	}
-	return nil
-}
-
-// unheld says which id of ms names another message already, or nil. Nothing is
-// written under such an id, not even a body: that could replace the other's.
-func (j *Journal) unheld(ms []Message) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	seen := make(map[ID]bool, len(ms))
-	for _, m := range ms {
-		id := m.Meta.ID
-		if j.entries[id] != nil || seen[id] || m.Body.id != id {
-			return fmt.Errorf("message id %s is another message's", id)
-		}
-		seen[id] = true
-	}
-	return nil
-}
-
-// Delete makes the deletion of messages durable. Those not held are ignored; those
-// that another Delete is about to delete are deleted once more, so that nil means
-// the same to both callers.
-func (j *Journal) Delete(ids ...ID) error {
-	j.mu.Lock()
-	var es []*entry
-	for _, id := range ids {
-		if e := j.entries[id]; e != nil {
-			e.deletes++
-			es = append(es, e)
-		}
-	}
-	j.mu.Unlock()
-	for len(es) > 0 {
-		n := min(len(es), maxTombstones)
-		if err := j.enqueue(&commit{deletes: es[:n], at: time.Now()}); err != nil {
-			j.mu.Lock()
-			for _, e := range es {
-				e.deletes-- // still there, for all anyone knows
-			}
-			j.mu.Unlock()
-			return err
-		}
-		j.remove(es[:n])
-		for _, e := range es[:n] {
-			if e.Flags&bodyInFile != 0 {
-				if err := j.fs.Remove(bodyPath(e.seg, e.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					j.log.Warn("cannot remove the body of a deleted message; the next start tries again", "id", e.ID, "err", err)
-				}
-			}
-		}
-		es = es[n:]
-	}
-	if err := j.prune(); err != nil {
-		j.log.Warn("cannot give back the space of a drained segment; the next start tries again", "err", err)
-	}
-	return nil
-}
 
 func (j *Journal) enqueue(c *commit) error {
 	c.result = make(chan error, 1)
@@ -138,8 +75,12 @@ func (j *Journal) commitWaiting() bool {
 	j.mu.Lock()
 	n, octets := 0, 0
 	for n < len(j.waiting) && octets < maxBatch {
-		for _, m := range j.waiting[n].messages {
-			octets += len(m.Body.mem)
+		if j.waiting[n].alone() {
+			n = max(n, 1) // in a batch of its own
+			break
+		}
+		for _, a := range j.waiting[n].adds {
+			octets += len(a.body)
 		}
 		n++
 	}
@@ -159,42 +100,59 @@ func (j *Journal) commitWaiting() bool {
 	return true
 }
 
-// commitBatch writes batch behind the last record, flushes, and lists it.
+// commitBatch writes batch behind the last record, flushes, and takes it into the index.
 func (j *Journal) commitBatch(batch []*commit) error {
 	seg, err := j.segmentForAppend()
 	if err != nil {
 		return err
 	}
-	var buf []byte
-	var added []*entry
+	buf := j.buf[:0]
+	defer func() {
+		if cap(buf) <= maxBatch {
+			j.buf = buf // it is large, and needed again at once
+		}
+	}()
 	seq := j.seq
 	for _, c := range batch {
-		for _, m := range c.messages {
-			meta := m.Meta
-			meta.Sealed = m.Body.size
-			m.Body.sum.Sum(meta.SHA256[:0])
-			if meta.Flags &^= bodyInFile; m.Body.inFile() {
-				meta.Flags |= bodyInFile
+		for i := range c.adds {
+			a := &c.adds[i]
+			if a.moved != nil && !j.mayMove(a) {
+				continue
 			}
 			seq++
-			header, err := messageHeader(seq, meta)
+			header, err := messageHeader(seq, a.meta)
 			if err != nil {
 				return err
 			}
-			p := prefix{kind: kindMessage, flags: meta.Flags, durable: uint64(seg.size)}
-			at := seg.size + int64(len(buf)) + prefixSize + int64(len(header))
+			a.written, a.start = true, seg.size+int64(len(buf))
 			start := len(buf)
-			buf = appendRecord(buf, p, header, m.Body.mem)
+			buf = appendRecord(buf, prefix{kind: kindMessage, flags: a.meta.Flags, durable: uint64(seg.size), generation: j.generation}, header, a.body)
 			q, _ := parsePrefix(buf[start:])
-			added = append(added, &entry{Meta: meta, seg: seg, at: at, bodyCRC: q.bodyCRC})
+			a.bodyCRC = q.bodyCRC
 		}
 		if len(c.deletes) > 0 {
 			seq++
 			ids := make([]ID, len(c.deletes))
 			for i, e := range c.deletes {
-				ids[i] = e.ID
+				ids[i] = e.id
 			}
-			buf = appendRecord(buf, prefix{kind: kindTombstone, durable: uint64(seg.size)}, tombstoneHeader(seq, c.at, ids), nil)
+			buf = appendRecord(buf, prefix{kind: kindTombstone, flags: c.flags, durable: uint64(seg.size), generation: j.generation},
+				tombstoneHeader(seq, c.at, ids), nil)
+		}
+		if c.from != nil {
+			c.tombs = j.stillKept(c)
+			for kept := range slices.Chunk(c.tombs, maxCopiedTombs) {
+				for len(kept) > 0 {
+					n := slices.IndexFunc(kept, func(k keptTomb) bool { return k.flags != kept[0].flags })
+					if n < 0 {
+						n = len(kept)
+					}
+					seq++
+					buf = appendRecord(buf, prefix{kind: kindCopied, flags: kept[0].flags, durable: uint64(seg.size), generation: j.generation},
+						copiedHeader(seq, kept[:n]), nil)
+					kept = kept[n:]
+				}
+			}
 		}
 	}
 	if err := j.write(seg, buf); err != nil {
@@ -203,17 +161,53 @@ func (j *Journal) commitBatch(batch []*commit) error {
 	j.seq = seq
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, e := range added {
-		j.list(e)
-	}
 	for _, c := range batch {
-		for _, e := range c.deletes {
-			if e.seg != seg && !e.seg.gone { // gone: an earlier tombstone did it
-				seg.needs[e.seg] = true
+		for i := range c.adds {
+			switch a := &c.adds[i]; {
+			case a.moved == nil:
+				a.entry = j.newEntry(a.meta, seg, a.start, a.bodyCRC)
+				j.hold(a.entry)
+			case a.written:
+				j.move(a, seg)
+				a.entry = a.moved
 			}
+		}
+		j.entomb(c.deletes, seg, c.flags, c.at)
+		if c.from != nil {
+			j.rebury(c.tombs, c.from, seg)
 		}
 	}
 	return nil
+}
+
+// mayMove says that the message is held and that no tombstone for it was written: a
+// record behind it would bring the message back. What is copied must still be its record.
+func (j *Journal) mayMove(a *addition) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	e := a.moved
+	return !e.buried && j.entry(e.id) == e && (!a.copied || e.place() == a.was)
+}
+
+// move notes that the record of a message is durable in seg, in the place of an older
+// one; j.mu is held.
+func (j *Journal) move(a *addition, seg *segment) {
+	e, old := a.moved, a.moved.seg
+	_, size := e.record()
+	old.liveOctets -= size
+	old.live--
+	if old != seg && !old.removed {
+		j.outdate(e.id, old)
+	}
+	if a.copied && e.flags&bodyInFile != 0 {
+		j.keepBody(e, seg)
+	} else {
+		delete(j.bodyDirs, e.id)
+	}
+	e.seg, e.start, e.bodyCRC, e.flags = seg, uint32(a.start/align), a.bodyCRC, a.meta.Flags
+	_, size = e.record()
+	seg.liveOctets += size
+	seg.live++
 }
 
 // write puts records behind the last one of seg and flushes them.
@@ -234,12 +228,17 @@ func (j *Journal) finish(seg *segment) error {
 	if seg.finished {
 		return nil
 	}
-	mark := appendRecord(nil, prefix{kind: kindTombstone, durable: uint64(seg.size)}, tombstoneHeader(j.seq+1, time.Now(), nil), nil)
+	// Give back the room that was not used: a finished segment ends with its end mark.
+	if err := seg.file.Truncate(seg.size); err != nil {
+		return diskError("finish "+seg.path, err)
+	}
+	mark := appendRecord(nil, prefix{kind: kindTombstone, durable: uint64(seg.size), generation: j.generation}, tombstoneHeader(j.seq+1, time.Now(), nil), nil)
 	if err := j.write(seg, mark); err != nil {
 		return err
 	}
 	j.seq++
 	seg.finished = true
+	j.wakeCompactor()
 	return nil
 }
 
@@ -255,13 +254,6 @@ func (j *Journal) undoWrite(seg *segment, cause error) error {
 	}
 	j.log.Error("journal cannot write; the message was refused for now", "err", cause)
 	return cause
-}
-
-// list adds a message to the index; j.mu is held.
-func (j *Journal) list(e *entry) {
-	j.entries[e.ID] = e
-	j.drops[e.Mailbox] = append(j.drops[e.Mailbox], e)
-	e.seg.live++
 }
 
 // segmentForAppend returns the segment to write to and begins a new one when
@@ -284,11 +276,18 @@ func (j *Journal) segmentForAppend() (*segment, error) {
 	if err != nil {
 		return nil, diskError("begin segment", err)
 	}
+	// A flush into room that is there need not write the file's size as well. If the
+	// room runs short the log grows as it is written.
+	if j.Room(j.opt.SegmentSize) == nil {
+		if err := f.Allocate(j.opt.SegmentSize); err != nil {
+			j.log.Debug("no room was reserved for a segment", "file", path, "err", err)
+		}
+	}
 	if err := j.fs.SyncDir(dir); err != nil {
 		f.Close()
 		return nil, j.fail(fmt.Errorf("flush directory %s: %w", dir, err))
 	}
-	seg := &segment{origin: j.origin, path: path, file: f, needs: map[*segment]bool{}}
+	seg := &segment{origin: j.origin, path: path, file: f, generation: j.generation, number: j.number + 1}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.number++

@@ -17,6 +17,9 @@ type File interface {
 	// Sync returns once the file's octets and length are on stable storage.
 	Sync() error
 	Truncate(size int64) error
+	// Allocate reserves room up to size and makes the file so long; what is added reads
+	// as zeros. Not every disk can.
+	Allocate(size int64) error
 	Size() (int64, error)
 }
 
@@ -42,6 +45,14 @@ type osFile struct{ *os.File }
 func (f osFile) Sync() error {
 	for {
 		if err := unix.Fdatasync(int(f.Fd())); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+func (f osFile) Allocate(size int64) error {
+	for {
+		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

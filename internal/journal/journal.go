@@ -11,9 +11,7 @@ package journal
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -33,6 +31,10 @@ var (
 	ErrNotFound = errors.New("no such message")
 	// ErrDamaged says that stored octets are not what was written.
 	ErrDamaged = errors.New("stored message is damaged")
+	// ErrHeld says that a message with this id is held, or just being stored.
+	ErrHeld = errors.New("message id is another message's")
+	// ErrDeleted says that the message was deleted here, and its grave is not forgotten.
+	ErrDeleted = errors.New("message was deleted")
 	// ErrClosed says that the journal was closed.
 	ErrClosed = errors.New("journal is closed")
 )
@@ -46,8 +48,20 @@ type Options struct {
 	SegmentSize int64 // octets after which a new segment begins; default 64 MiB
 	InlineMax   int   // largest sealed message kept inside a segment; default 256 KiB
 	Reserve     int64 // octets of free disk below which Room refuses; default 256 MiB
-	FS          FS    // default OS
-	Log         *slog.Logger
+	LowAt       int64 // octets of free disk below which Low warns; default 4 times Reserve
+	// KeepGraves keeps the record of every deletion until Forget.
+	KeepGraves bool
+	// CompactRate bounds compaction, in octets copied per second; default 16 MiB. A
+	// negative one turns it off.
+	CompactRate int64
+	// Every ScrubEvery, by default a day, all messages are read and checked, at ScrubRate
+	// octets per second; default 4 MiB. A negative rate turns it off. OnDamage is told
+	// what is found, by whoever reads: once for each message and process.
+	ScrubEvery time.Duration
+	ScrubRate  int64
+	OnDamage   func(Damage)
+	FS         FS // default OS
+	Log        *slog.Logger
 }
 
 // Journal is open for one process; see Open.
@@ -62,54 +76,67 @@ type Journal struct {
 	done    chan struct{} // closed when the committer has ended
 	pruning sync.Mutex    // one prune at a time; held without mu
 
+	buf []byte // the committer's
+
+	stop       <-chan struct{} // closed by Close
+	cancel     func()          // closes stop
+	compacting chan struct{}   // wakes the compactor
+	background sync.WaitGroup
+
 	mu       sync.Mutex
 	waiting  []*commit
 	flushes  map[*time.Time]bool // starts of the flushes under way
 	closed   bool
 	failed   error
-	entries  map[ID]*entry
-	drops    map[string][]*entry // per mailbox, in the order of their commit
+	buckets  [256]bucket
+	drops    map[string]*drop     // per mailbox
+	owners   map[[2]string]*owner // per mailbox and key
+	pending  map[ID]bool          // being stored or replaced
+	removing map[ID]bool          // deleted, and their body files are just being removed
+	bodyDirs map[ID]string        // of bodies that lie in another origin than their records
+	older    map[ID][]*segment    // with records of a held message that a newer one replaced
+	graves   map[ID]grave
 	segments []*segment
 	current  *segment // nil until the first commit
 	number   int      // of the current segment
 	seq      uint64
 	bodies   string // directory of this origin's large bodies, once made
 	damage   []Damage
-}
 
-// entry is a live message.
-type entry struct {
-	Meta
-	seg     *segment
-	at      int64 // of the body in its segment
-	bodyCRC uint32
-	deletes int // tombstones on their way or durable; not listed then
+	generation uint32 // of this process; never changes
 }
 
 // segment is one file of a log.
 type segment struct {
 	origin, path string
 	file         File
-	size         int64 // end of its last record; of interest to the committer only
-	finished     bool  // the end mark is written
-	live         int   // messages in it that are not deleted
-	damaged      bool  // kept for a person to look at
-	// needs holds the segments with deleted messages whose tombstones are here.
-	needs map[*segment]bool
-	refs  int  // readers
-	gone  bool // removed from the list; closed when the last reader leaves
+	number       int    // in its origin
+	generation   uint32 // of its origin
+	size         int64  // end of its last record; of interest to the committer only
+	finished     bool   // the end mark is written
+	live         int    // messages in it that are not deleted
+	liveOctets   int64  // of their records
+	damaged      bool   // kept for a person to look at
+	stuck        bool   // cannot be compacted by this process
+	side         bool   // its side file is there, or cannot be written
+	outdated     []ID   // held messages with an older record here
+	// dead says for messages that are deleted and whose records are here which other
+	// segment holds their tombstones. needed counts the other way round.
+	dead    map[ID]*segment
+	needed  int
+	graves  int  // graves not forgotten whose tombstones are here
+	refs    int  // readers
+	gone    bool // removed from the list; closed when the last reader leaves
+	removed bool // from the disk, for good
 }
 
-// Damage is a place in the journal that does not parse.
+// Damage is a place in the journal that does not parse, or a message whose octets are
+// not what was written.
 type Damage struct {
 	File   string
 	Offset int64
+	ID     ID // of the message, or zero if it is not known
 	Err    error
-}
-
-// bodyPath is where a message of seg lies if it has a file of its own.
-func bodyPath(seg *segment, id ID) string {
-	return filepath.Join(filepath.Dir(seg.path), bodiesDir, id.String())
 }
 
 // Dir layout: <dir>/<origin>/00000001.seg and <dir>/<origin>/bodies/<message id>.
@@ -183,130 +210,29 @@ func (j *Journal) Room(size int64) error {
 	return nil
 }
 
-// Damaged lists what did not parse at start.
+// Low says, long before Room refuses, that the disk fills up. A disk that does not tell
+// is taken for low.
+func (j *Journal) Low() bool {
+	free, err := j.fs.Free(j.dir)
+	return err != nil || free < j.opt.LowAt
+}
+
+// Damaged lists what did not parse at start, and what was found damaged since and not
+// repaired.
 func (j *Journal) Damaged() []Damage {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return slices.Clone(j.damage)
 }
 
-// List returns the waiting messages of a mailbox: those of earlier processes in
-// the order of their reception, then those of this one in the order of their commit.
-func (j *Journal) List(mailbox string) []Meta {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	drop := j.drops[mailbox]
-	ms := make([]Meta, 0, len(drop))
-	for _, e := range drop {
-		if e.deletes == 0 {
-			ms = append(ms, e.Meta)
-		}
-	}
-	return ms
-}
-
-// Waiting sums up what waits in a mailbox.
-type Waiting struct {
-	Messages int
-	Octets   int64 // of the messages as they came in
-	Oldest   time.Time
-	Keys     map[string]int // messages by key id
-}
-
-// Waiting sums up every mailbox that has messages.
-func (j *Journal) Waiting() map[string]Waiting {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	all := make(map[string]Waiting, len(j.drops))
-	for mailbox, drop := range j.drops {
-		w := Waiting{Keys: map[string]int{}}
-		for _, e := range drop {
-			if e.deletes > 0 {
-				continue
-			}
-			if w.Messages == 0 || e.Received.Before(w.Oldest) {
-				w.Oldest = e.Received
-			}
-			w.Messages++
-			w.Octets += e.Octets
-			w.Keys[e.Key]++
-		}
-		if w.Messages > 0 {
-			all[mailbox] = w
-		}
-	}
-	return all
-}
-
-// remove takes messages out of the index once their tombstones are durable.
-func (j *Journal) remove(es []*entry) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	touched := map[string]bool{}
-	for _, e := range es {
-		if j.entries[e.ID] != e {
-			continue // another Delete was faster
-		}
-		delete(j.entries, e.ID)
-		e.seg.live--
-		touched[e.Mailbox] = true
-	}
-	for mailbox := range touched {
-		drop := slices.DeleteFunc(j.drops[mailbox], func(e *entry) bool { return j.entries[e.ID] != e })
-		if j.drops[mailbox] = drop; len(drop) == 0 {
-			delete(j.drops, mailbox)
-		}
-	}
-}
-
-// prune removes the segments that nothing needs: all their messages are deleted,
-// and the messages that their tombstones delete are gone from the disk as well.
-func (j *Journal) prune() error {
-	j.pruning.Lock()
-	defer j.pruning.Unlock()
-	for {
-		seg := j.takePrunable()
-		if seg == nil {
-			return nil
-		}
-		if err := j.fs.Remove(seg.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove drained segment: %w", err)
-		}
-		dir := filepath.Dir(seg.path)
-		if err := j.fs.SyncDir(dir); err != nil {
-			return fmt.Errorf("remove drained segment: %w", err)
-		}
-		j.mu.Lock()
+// repaired forgets the damage of a message that is whole again, or gone; j.mu is held.
+func (j *Journal) repaired(id ID) {
+	n := len(j.damage)
+	j.damage = slices.DeleteFunc(j.damage, func(d Damage) bool { return d.ID == id && id != ID{} })
+	if len(j.damage) < n {
 		for _, s := range j.segments {
-			delete(s.needs, seg) // nobody wants the tombstones of its messages now
+			s.stuck = false // it may have been this message
 		}
-		j.mu.Unlock()
-		if seg.origin != j.origin {
-			// Both fail while anything is left in there; the next start looks again.
-			_ = j.fs.Remove(filepath.Join(dir, bodiesDir))
-			_ = j.fs.Remove(dir)
-		}
-	}
-}
-
-// takePrunable takes one segment that nothing needs out of the list.
-func (j *Journal) takePrunable() *segment {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for i, s := range j.segments {
-		if s != j.current && s.live == 0 && len(s.needs) == 0 && !s.damaged {
-			j.segments = slices.Delete(j.segments, i, i+1)
-			s.gone = true
-			j.closeIfUnused(s)
-			return s
-		}
-	}
-	return nil
-}
-
-func (j *Journal) closeIfUnused(s *segment) {
-	if s.gone && s.refs == 0 {
-		s.file.Close()
 	}
 }
 
@@ -320,6 +246,8 @@ func (j *Journal) Close() error {
 	}
 	j.closed = true
 	j.mu.Unlock()
+	j.cancel()
+	j.background.Wait()
 	close(j.commits)
 	<-j.done
 	j.mu.Lock()
@@ -328,6 +256,11 @@ func (j *Journal) Close() error {
 	if seg != nil && failed == nil {
 		if err := j.finish(seg); err != nil {
 			j.log.Warn("cannot write the end mark; the next start takes this for a crash", "file", seg.path, "err", err)
+		} else {
+			j.mu.Lock()
+			j.current = nil
+			j.mu.Unlock()
+			j.writeSides()
 		}
 	}
 	j.mu.Lock()

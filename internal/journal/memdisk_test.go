@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -351,6 +352,25 @@ func (f *memFile) Truncate(size int64) error {
 	return nil
 }
 
+func (f *memFile) Allocate(size int64) error {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if err := f.dead(); err != nil {
+		return err
+	}
+	if err := f.d.inject("allocate", f.name); err != nil {
+		return err
+	}
+	if size > 1<<20 {
+		return syscall.EOPNOTSUPP // tests need not copy so much
+	}
+	if n := size - int64(len(f.n.data)); n > 0 {
+		f.n.writes = append(f.n.writes, write{at: int64(len(f.n.data)), data: make([]byte, n)})
+		f.n.data = append(f.n.data, make([]byte, n)...)
+	}
+	return nil
+}
+
 func (f *memFile) Size() (int64, error) {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
@@ -419,4 +439,9 @@ func load(j *Journal, id ID) ([]byte, error) {
 		return nil, errors.New("other SHA-256 than its meta says")
 	}
 	return b, nil
+}
+
+// slogTo logs warnings to b.
+func slogTo(b *bytes.Buffer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }

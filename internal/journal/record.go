@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"time"
 )
 
@@ -50,6 +51,12 @@ const (
 	bodyInFile                      // the sealed message lies in a file of its own
 )
 
+// Flags of a tombstone.
+const (
+	tombAborted Flags = 1 << iota // what it names was prepared and never listed
+	tombEvicted                   // what it names was a bad copy; the message itself lives on
+)
+
 // Meta is what the journal says of a message without opening it.
 type Meta struct {
 	ID       ID
@@ -73,10 +80,13 @@ const (
 
 	kindMessage   = 1
 	kindTombstone = 2
+	kindCopied    = 3 // tombstones copied from elsewhere
 
 	messageHeaderSize = 8 + 16 + 8 + 4 + 8 + 8 + 8 + 32 + 8 + 1 // and the mailbox id
 	tombstoneSize     = 8 + 8 + 4                               // and the ids
+	copiedSize        = 8 + 4                                   // and the ids with their times
 	maxTombstones     = 4096                                    // ids in one record
+	maxCopiedTombs    = 2048                                    // in a record of copied ones
 	maxHeader         = tombstoneSize + 16*maxTombstones
 )
 
@@ -90,6 +100,9 @@ type prefix struct {
 	body    int64  // octets of the body behind the header
 	durable uint64 // octets of this segment known to be flushed when the record was written
 	bodyCRC uint32
+	// generation counts the processes that wrote to this journal; 0 in records of
+	// before there were generations.
+	generation uint32
 }
 
 // size is the room the record takes in its segment.
@@ -115,7 +128,7 @@ func appendRecord(b []byte, p prefix, header, body []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(body, castagnoli))
 	b = binary.BigEndian.AppendUint64(b, uint64(p.body))
 	b = binary.BigEndian.AppendUint64(b, p.durable)
-	b = binary.BigEndian.AppendUint32(b, 0) // reserved
+	b = binary.BigEndian.AppendUint32(b, p.generation)
 	crc := crc32.Update(crc32.Checksum(b[start:], castagnoli), castagnoli, header)
 	b = binary.BigEndian.AppendUint32(b, crc)
 	b = append(b, header...)
@@ -138,6 +151,8 @@ func parsePrefix(b []byte) (prefix, error) {
 		bodyCRC: binary.BigEndian.Uint32(b[12:]),
 		body:    int64(binary.BigEndian.Uint64(b[16:])),
 		durable: binary.BigEndian.Uint64(b[24:]),
+
+		generation: binary.BigEndian.Uint32(b[32:]),
 	}
 	if p.header > maxHeader || p.body < 0 || p.body > 1<<40 {
 		return prefix{}, errNotRecord
@@ -161,6 +176,9 @@ func messageHeader(seq uint64, m Meta) ([]byte, error) {
 	}
 	if len(m.Mailbox) > 255 {
 		return nil, fmt.Errorf("mailbox id of %d octets: expected at most 255", len(m.Mailbox))
+	}
+	if m.Trace < 0 || m.Trace > math.MaxUint32 || m.Octets < 0 || m.BareLFs < 0 || m.BareLFs > math.MaxUint32 {
+		return nil, fmt.Errorf("message of %d octets, %d of trace and %d bare LFs cannot be told", m.Octets, m.Trace, m.BareLFs)
 	}
 	b := make([]byte, 0, messageHeaderSize+len(m.Mailbox))
 	b = binary.BigEndian.AppendUint64(b, seq)
@@ -187,6 +205,9 @@ func parseMessageHeader(b []byte, flags Flags) (seq uint64, m Meta, err error) {
 	m.Octets = int64(binary.BigEndian.Uint64(b[36:]))
 	m.BareLFs = int64(binary.BigEndian.Uint64(b[44:]))
 	m.Sealed = int64(binary.BigEndian.Uint64(b[52:]))
+	if m.Octets < 0 || m.BareLFs < 0 || m.BareLFs > math.MaxUint32 || m.Sealed < 0 {
+		return 0, m, fmt.Errorf("message of %d octets, %d bare LFs and %d sealed octets is not possible", m.Octets, m.BareLFs, m.Sealed)
+	}
 	copy(m.SHA256[:], b[60:92])
 	m.Key = hex.EncodeToString(b[92:100])
 	m.Mailbox = string(b[messageHeaderSize:])
@@ -205,14 +226,37 @@ func tombstoneHeader(seq uint64, at time.Time, ids []ID) []byte {
 	return b
 }
 
-func parseTombstoneHeader(b []byte) (seq uint64, ids []ID, err error) {
+func parseTombstoneHeader(b []byte) (seq uint64, at time.Time, ids []ID, err error) {
 	if len(b) < tombstoneSize || len(b) != tombstoneSize+16*int(binary.BigEndian.Uint32(b[16:])) {
-		return 0, nil, fmt.Errorf("tombstone header of %d octets has the wrong length", len(b))
+		return 0, at, nil, fmt.Errorf("tombstone header of %d octets has the wrong length", len(b))
 	}
-	for at := tombstoneSize; at < len(b); at += 16 {
-		ids = append(ids, ID(b[at:at+16]))
+	for i := tombstoneSize; i < len(b); i += 16 {
+		ids = append(ids, ID(b[i:i+16]))
 	}
-	return binary.BigEndian.Uint64(b), ids, nil
+	return binary.BigEndian.Uint64(b), time.Unix(0, int64(binary.BigEndian.Uint64(b[8:]))).UTC(), ids, nil
+}
+
+// copiedHeader encodes tombstones of several times.
+func copiedHeader(seq uint64, kept []keptTomb) []byte {
+	b := make([]byte, 0, copiedSize+keptTombSize*len(kept))
+	b = binary.BigEndian.AppendUint64(b, seq)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(kept)))
+	for _, k := range kept {
+		b = append(b, k.id[:]...)
+		b = binary.BigEndian.AppendUint64(b, uint64(k.at.UnixNano()))
+	}
+	return b
+}
+
+func parseCopiedHeader(b []byte) (ids []ID, times []time.Time, err error) {
+	if len(b) < copiedSize || len(b) != copiedSize+keptTombSize*int(binary.BigEndian.Uint32(b[8:])) {
+		return nil, nil, fmt.Errorf("header of copied tombstones of %d octets has the wrong length", len(b))
+	}
+	for i := copiedSize; i < len(b); i += keptTombSize {
+		ids = append(ids, ID(b[i:i+16]))
+		times = append(times, time.Unix(0, int64(binary.BigEndian.Uint64(b[i+16:]))).UTC())
+	}
+	return ids, times, nil
 }
 
 // TraceBinding is the first line of the trace block at the start of a sealed

@@ -1,17 +1,18 @@
 package journal
 
 import (
+	"bytes"
 	"cmp"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -25,11 +26,26 @@ func Open(dir string, opt Options) (*Journal, error) {
 	if opt.SegmentSize == 0 {
 		opt.SegmentSize = 64 << 20
 	}
+	if opt.SegmentSize > maxSegment/2 {
+		return nil, fmt.Errorf("open journal: segments of %d octets: at most %d", opt.SegmentSize, int64(maxSegment/2))
+	}
 	if opt.InlineMax == 0 {
 		opt.InlineMax = 256 << 10
 	}
 	if opt.Reserve == 0 {
 		opt.Reserve = 256 << 20
+	}
+	if opt.LowAt == 0 {
+		opt.LowAt = 4 * opt.Reserve
+	}
+	if opt.ScrubRate == 0 {
+		opt.ScrubRate = 4 << 20
+	}
+	if opt.ScrubEvery == 0 {
+		opt.ScrubEvery = 24 * time.Hour
+	}
+	if opt.CompactRate == 0 {
+		opt.CompactRate = 16 << 20
 	}
 	if opt.FS == nil {
 		opt.FS = OS{}
@@ -39,43 +55,80 @@ func Open(dir string, opt Options) (*Journal, error) {
 	}
 	var raw [16]byte
 	rand.Read(raw[:])
+	ctx, cancel := context.WithCancel(context.Background()) // ended by Close
 	j := &Journal{dir: dir, origin: hex.EncodeToString(raw[:]), opt: opt, fs: opt.FS, log: opt.Log,
-		commits: make(chan struct{}, 1), done: make(chan struct{}),
-		flushes: map[*time.Time]bool{}, entries: map[ID]*entry{}, drops: map[string][]*entry{}}
+		commits: make(chan struct{}, 1), done: make(chan struct{}), stop: ctx.Done(), cancel: cancel, compacting: make(chan struct{}, 1),
+		flushes: map[*time.Time]bool{}, drops: map[string]*drop{}, owners: map[[2]string]*owner{}, pending: map[ID]bool{},
+		removing: map[ID]bool{}, bodyDirs: map[ID]string{}, older: map[ID][]*segment{}, graves: map[ID]grave{}}
 	if err := j.makeDir(dir); err != nil {
+		cancel()
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	if err := j.recover(); err != nil {
+		cancel()
 		for _, s := range j.segments {
 			s.file.Close()
 		}
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	go j.committer()
+	if opt.CompactRate > 0 {
+		j.background.Go(j.compactor)
+	}
+	if opt.ScrubRate > 0 {
+		j.background.Go(func() { j.scrubber(ctx) })
+	}
 	if err := j.prune(); err != nil {
 		j.log.Warn("cannot give back the space of a drained segment", "err", err)
 	}
+	j.wakeCompactor()
 	return j, nil
 }
 
 // found is what recovery has read so far.
 type found struct {
-	messages []*entry
-	byID     map[ID][]*entry // all records of an id, those not listed too
-	tombs    []tombstone
+	tombs []tombstone
+	// outdated are records of messages that have a newer one.
+	outdated []place
+	bodies   bool // a message has its body in a file
+}
+
+// place is where a record lies.
+type place struct {
+	seg *segment
+	at  int64
+	id  ID
+}
+
+// after reports whether a was written after b. Nobody can tell for two origins of one
+// generation, which somebody copied; then it is not.
+func (a place) after(b place) bool {
+	switch {
+	case a.seg.generation != b.seg.generation:
+		return a.seg.generation > b.seg.generation
+	case a.seg.origin != b.seg.origin:
+		return false
+	case a.seg.number != b.seg.number:
+		return a.seg.number > b.seg.number
+	}
+	return a.at > b.at
 }
 
 type tombstone struct {
 	seg *segment
-	ids []ID
+	scanned
 }
 
+// place returns where the record of e lies.
+func (e *entry) place() place { return place{e.seg, int64(e.start) * align, e.id} }
+
+// recover reads what earlier processes left. Nobody else uses the journal yet.
 func (j *Journal) recover() error {
 	names, err := j.fs.ReadDir(j.dir)
 	if err != nil {
 		return err
 	}
-	f := &found{byID: map[ID][]*entry{}}
+	f := &found{}
 	var origins []string
 	for _, o := range names {
 		if !o.IsDir() || !isOrigin(o.Name()) {
@@ -87,24 +140,46 @@ func (j *Journal) recover() error {
 			return err
 		}
 	}
-	deleted := map[ID]bool{}
+	j.generation = 1
+	for _, s := range j.segments {
+		j.generation = max(j.generation, s.generation+1)
+	}
+	j.applyTombstones(f)
+	var es []*entry
+	for i := range j.buckets {
+		for _, e := range j.buckets[i].entries {
+			es = append(es, e)
+		}
+	}
+	slices.SortFunc(es, func(a, b *entry) int {
+		return cmp.Or(cmp.Compare(a.received, b.received), bytes.Compare(a.id[:], b.id[:]))
+	})
+	for _, e := range es {
+		j.list(e)
+	}
+	return j.sweepBodies(origins, f)
+}
+
+// applyTombstones takes out what was deleted. A tombstone deletes the records that are
+// not newer than itself.
+func (j *Journal) applyTombstones(f *found) {
+	for _, o := range f.outdated {
+		j.outdate(o.id, o.seg)
+	}
 	for _, t := range f.tombs {
-		for _, id := range t.ids {
-			deleted[id] = true
-			for _, e := range f.byID[id] {
-				if e.seg != t.seg {
-					t.seg.needs[e.seg] = true
-				}
+		for i, id := range t.ids {
+			e := j.entry(id)
+			if e != nil && e.place().after(place{seg: t.seg, at: t.at}) {
+				continue
+			}
+			if e != nil {
+				j.entomb([]*entry{e}, t.seg, t.flags, t.timeOf(i))
+				j.unhold(e)
+			} else if t.flags&tombEvicted == 0 {
+				j.dig(id, t.seg, t.flags, t.timeOf(i))
 			}
 		}
 	}
-	slices.SortStableFunc(f.messages, func(a, b *entry) int { return a.Received.Compare(b.Received) })
-	for _, e := range f.messages {
-		if !deleted[e.ID] {
-			j.list(e)
-		}
-	}
-	return j.sweepBodies(origins)
 }
 
 // isOrigin reports whether a directory has the name of a log.
@@ -119,6 +194,12 @@ func isSegment(name string) bool {
 	return ok && len(number) == 8 && strings.Trim(number, "0123456789") == ""
 }
 
+// isSide reports whether a file has the name of a side file.
+func isSide(name string) bool {
+	number, ok := strings.CutSuffix(name, sideSuffix)
+	return ok && isSegment(number+segmentSuffix)
+}
+
 func (j *Journal) recoverOrigin(origin string, f *found) error {
 	dir := filepath.Join(j.dir, origin)
 	files, err := j.fs.ReadDir(dir)
@@ -126,22 +207,34 @@ func (j *Journal) recoverOrigin(origin string, f *found) error {
 		return err
 	}
 	var names []string
+	sides := map[string]bool{}
 	for _, e := range files {
 		switch name := e.Name(); {
 		case isSegment(name) && !e.IsDir():
 			names = append(names, name)
+		case isSide(name) && !e.IsDir():
+			sides[name] = true
 		case name != bodiesDir:
 			j.log.Warn("journal: this is not the journal's and left alone", "file", filepath.Join(dir, name))
 		}
 	}
 	slices.Sort(names)
+	for _, name := range names {
+		delete(sides, sidePath(name))
+	}
+	for name := range sides { // of segments that went
+		if err := j.fs.Remove(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
 	for i, name := range names {
 		path := filepath.Join(dir, name)
 		file, err := j.fs.Open(path)
 		if err != nil {
 			return err
 		}
-		seg := &segment{origin: origin, path: path, file: file, needs: map[*segment]bool{}}
+		number, _ := strconv.Atoi(strings.TrimSuffix(name, segmentSuffix))
+		seg := &segment{origin: origin, path: path, file: file, number: number}
 		j.segments = append(j.segments, seg)
 		if err := j.recoverSegment(seg, i == len(names)-1, f); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
@@ -156,7 +249,10 @@ func (j *Journal) recoverSegment(seg *segment, last bool, f *found) error {
 	if err != nil {
 		return err
 	}
-	records, bad, durable, err := scan(seg.file, size)
+	if size > maxSegment {
+		return fmt.Errorf("segment of %d octets: at most %d can be read", size, int64(maxSegment))
+	}
+	records, bad, durable, err := j.readHeaders(seg, size)
 	if err != nil {
 		return err
 	}
@@ -182,193 +278,70 @@ func (j *Journal) recoverSegment(seg *segment, last bool, f *found) error {
 	}
 	for _, b := range bad {
 		if last && b.at >= durable && mayBeTorn(b.err) {
+			if zeroFrom(seg.file, b.at, size) {
+				continue // room that was reserved and never used
+			}
 			j.log.Warn("journal: passed over what a crash left unfinished", "file", seg.path, "offset", b.at)
 			continue
 		}
 		j.damaged(seg, b.at, b.err)
 	}
 	for _, r := range records {
-		switch {
-		case torn[r.at]:
-		case r.kind == kindTombstone:
-			f.tombs = append(f.tombs, tombstone{seg, r.ids})
-		default:
-			e := &entry{Meta: r.meta, seg: seg, at: r.bodyAt, bodyCRC: r.bodyCRC}
-			if f.byID[e.ID] != nil {
-				j.damaged(seg, r.at, fmt.Errorf("%w: %s", errTwice, e.ID))
-			} else {
-				f.messages = append(f.messages, e)
-			}
-			f.byID[e.ID] = append(f.byID[e.ID], e)
+		if torn[r.at] {
+			continue
+		}
+		seg.generation = r.generation
+		if r.kind != kindMessage {
+			f.tombs = append(f.tombs, tombstone{seg, r})
+		} else {
+			j.recoverMessage(seg, r, f)
 		}
 	}
+	seg.size = size
+	seg.finished = len(records) > 0 && records[len(records)-1].endMark()
 	return nil
+}
+
+// readHeaders reads the headers of a segment, from its side file if that fits.
+func (j *Journal) readHeaders(seg *segment, size int64) (records []scanned, bad []flaw, durable int64, err error) {
+	records, err = j.readSide(seg, size)
+	if err == nil {
+		seg.side = true
+		return records, nil, int64(records[len(records)-1].durable), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		j.log.Warn("journal: the side file of a segment is of no use", "file", sidePath(seg.path), "err", err)
+	}
+	return scan(seg.file, size)
+}
+
+// recoverMessage takes a message's record into the index. Of several records with one
+// id and one SHA-256 the newest counts. Another SHA-256 makes another message, which
+// nobody may have stored under this id.
+func (j *Journal) recoverMessage(seg *segment, r scanned, f *found) {
+	e := j.newEntry(r.meta, seg, r.at, r.bodyCRC)
+	f.bodies = f.bodies || e.flags&bodyInFile != 0
+	other := j.entry(e.id)
+	if other == nil {
+		j.hold(e)
+		return
+	}
+	if e.place().after(other.place()) {
+		_, size := other.record()
+		other.seg.live--
+		other.seg.liveOctets -= size
+		j.hold(e)
+		e, other = other, e
+	}
+	f.outdated = append(f.outdated, e.place())
+	if other.sha != e.sha {
+		j.damaged(e.seg, e.place().at, fmt.Errorf("%w: %s", errTwice, e.id))
+	}
 }
 
 // damaged notes a place for a person to look at; its segment stays.
 func (j *Journal) damaged(seg *segment, at int64, err error) {
 	seg.damaged = true
-	j.damage = append(j.damage, Damage{seg.path, at, err})
+	j.damage = append(j.damage, Damage{File: seg.path, Offset: at, Err: err})
 	j.log.Error("journal is damaged: a record cannot be used", "file", seg.path, "offset", at, "err", err)
-}
-
-var (
-	errUnreadable = errors.New("disk cannot be read here")
-	errNoEnd      = errors.New("segment ends before its end mark")
-	errTwice      = errors.New("message is held twice, this one is not listed")
-)
-
-// mayBeTorn reports whether a write that a power cut ended leaves such a flaw. What
-// is whole and not understood was written by a newer msgw, and is never that.
-func mayBeTorn(err error) bool {
-	return errors.Is(err, errNotRecord) || errors.Is(err, errCRC) || errors.Is(err, errShort)
-}
-
-// scanned is a record found in a segment.
-type scanned struct {
-	prefix
-	at     int64
-	bodyAt int64
-	meta   Meta
-	ids    []ID
-}
-
-// endMark reports whether the writer of the segment finished it with this record.
-func (r scanned) endMark() bool { return r.kind == kindTombstone && len(r.ids) == 0 }
-
-// bodyWhole checks the inline body against its checksum. The error is the disk's.
-func (r scanned) bodyWhole(f io.ReaderAt) (bool, error) {
-	sum := crc32.New(castagnoli)
-	n, err := io.Copy(sum, io.NewSectionReader(f, r.bodyAt, r.body))
-	return n == r.body && sum.Sum32() == r.bodyCRC, err
-}
-
-// flaw is a place where a record should start and none does.
-type flaw struct {
-	at  int64
-	err error
-}
-
-const (
-	// sector is how far to go on from a place that the disk cannot read.
-	sector = 4096
-	// maxUnreadable is how many such places make a disk that is failing.
-	maxUnreadable = 64
-)
-
-// scan reads the headers of a segment of size octets. After a flaw it goes on at
-// the next record. durable is the largest flushed length that a record states.
-// err says that the disk is failing.
-func scan(f io.ReaderAt, size int64) (records []scanned, bad []flaw, durable int64, err error) {
-	broken := false // looking for the next record since the last flaw
-	unreadable := 0
-	for at := int64(0); at < size; {
-		r, err := readRecord(f, at, size)
-		if err == nil {
-			broken = false
-			records = append(records, r)
-			durable = max(durable, int64(r.durable))
-			at += r.size()
-			continue
-		}
-		if !broken || !mayBeTorn(err) && mayBeTorn(bad[len(bad)-1].err) {
-			bad = append(bad, flaw{at, err})
-		}
-		broken = true
-		at += align
-		if errors.Is(err, errUnreadable) {
-			if unreadable++; unreadable > maxUnreadable {
-				return nil, nil, 0, err
-			}
-			at = (at-align)/sector*sector + sector
-		}
-	}
-	return records, bad, durable, nil
-}
-
-func readRecord(f io.ReaderAt, at, size int64) (scanned, error) {
-	pre := make([]byte, prefixSize)
-	if n, err := f.ReadAt(pre, at); n < prefixSize {
-		if err == io.EOF {
-			return scanned{}, errNotRecord
-		}
-		return scanned{}, fmt.Errorf("%w: %w", errUnreadable, err)
-	}
-	p, err := parsePrefix(pre)
-	if err != nil {
-		return scanned{}, err
-	}
-	r := scanned{prefix: p, at: at, bodyAt: at + prefixSize + int64(p.header)}
-	if at+p.size() > size {
-		return scanned{}, errShort
-	}
-	header := make([]byte, p.header)
-	if n, err := f.ReadAt(header, at+prefixSize); n < len(header) {
-		return scanned{}, fmt.Errorf("%w: %w", errUnreadable, err)
-	}
-	if err := checkHeader(pre, header); err != nil {
-		return scanned{}, err
-	}
-	switch p.kind {
-	case kindMessage:
-		_, r.meta, err = parseMessageHeader(header, p.flags)
-	case kindTombstone:
-		_, r.ids, err = parseTombstoneHeader(header)
-	default:
-		err = fmt.Errorf("record kind %d is not known here", p.kind)
-	}
-	return r, err
-}
-
-// sweepBodies removes body files that no live message names and reports those
-// that are missing. No log is open for writing yet.
-func (j *Journal) sweepBodies(origins []string) error {
-	kept := map[string]bool{}
-	for _, e := range j.entries {
-		if e.Flags&bodyInFile != 0 {
-			kept[bodyPath(e.seg, e.ID)] = true
-		}
-	}
-	for _, o := range origins {
-		dir := filepath.Join(j.dir, o, bodiesDir)
-		files, err := j.fs.ReadDir(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		hasDamage := slices.ContainsFunc(j.segments, func(s *segment) bool { return s.origin == o && s.damaged })
-		for _, f := range files {
-			path := filepath.Join(dir, f.Name())
-			if kept[path] {
-				delete(kept, path)
-				continue
-			}
-			id, temp := strings.CutSuffix(f.Name(), tempSuffix)
-			if _, err := ParseID(id); err != nil || f.IsDir() {
-				j.log.Warn("journal: this is not the journal's and left alone", "file", path)
-				continue
-			}
-			// The record of a body may be the one that cannot be read: keep it.
-			if hasDamage && !temp {
-				continue
-			}
-			if err := j.fs.Remove(path); err != nil {
-				return err
-			}
-		}
-	}
-	for _, o := range origins {
-		if !slices.ContainsFunc(j.segments, func(s *segment) bool { return s.origin == o }) {
-			// A process that stored nothing. Both fail if it left something after all.
-			_ = j.fs.Remove(filepath.Join(j.dir, o, bodiesDir))
-			_ = j.fs.Remove(filepath.Join(j.dir, o))
-		}
-	}
-	for path := range kept {
-		j.damage = append(j.damage, Damage{path, 0, fs.ErrNotExist})
-		j.log.Error("journal is damaged: the body of a message is missing", "file", path)
-	}
-	return nil
 }
