@@ -1,0 +1,318 @@
+package shadow
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"time"
+
+	"msgw/internal/journal"
+)
+
+// Body collects the sealed octets of one message for both sites. A large one is on its
+// way to the other site while it is still coming in.
+type Body struct {
+	s    *Shipper
+	own  *journal.Body
+	id   journal.ID
+	sum  hash.Hash
+	size int64
+
+	mem    []byte  // all octets, while they are few; nil once they are not
+	stream *stream // nil if it is not being streamed
+	failed bool    // the stream broke: the message is sent again, from this site's journal
+}
+
+// inlineMax is the most octets that are sent in one frame.
+const inlineMax = 256 << 10
+
+// NewBody starts the sealed message of id. Either Commit or Discard ends it.
+func (s *Shipper) NewBody(id journal.ID) *Body {
+	return &Body{s: s, own: s.own.NewBody(id), id: id, sum: sha256.New()}
+}
+
+// Write adds sealed octets. It fails only for what fails here.
+func (b *Body) Write(p []byte) (int, error) {
+	n, err := b.own.Write(p)
+	if err != nil {
+		return n, err
+	}
+	b.sum.Write(p)
+	b.size += int64(len(p))
+	switch {
+	case b.size <= inlineMax:
+		b.mem = append(b.mem, p...)
+	case b.stream == nil && !b.failed:
+		if b.stream, err = b.s.current().stream(context.Background(), b.id, false); err != nil {
+			b.failed = true
+		} else {
+			b.send(b.mem)
+			b.send(p)
+		}
+		b.mem = nil
+	case b.stream != nil:
+		b.send(p)
+	}
+	return len(p), nil
+}
+
+func (b *Body) send(p []byte) {
+	if b.stream == nil {
+		return
+	}
+	if _, err := b.stream.Write(p); err != nil {
+		b.stream.cancel()
+		b.stream, b.failed = nil, true
+	}
+}
+
+// Discard drops a body that was not committed. It is safe to call always.
+func (b *Body) Discard() {
+	b.own.Discard()
+	if b.stream != nil {
+		b.stream.cancel()
+		b.stream = nil
+	}
+	b.mem = nil
+}
+
+// Message pairs the facts of a message with its sealed octets.
+type Message struct {
+	Meta journal.Meta
+	Body *Body
+}
+
+// ticket is a message whose copy somebody waits for.
+type ticket struct {
+	held chan struct{} // closed when the other site holds it
+}
+
+// Commit makes messages durable at both sites, or at this one if strict is not set and
+// the state is DEGRADED or ALONE, and lists them; all of them or none. ErrSingle means
+// that the other site did not confirm and that the messages were dropped. Other errors
+// are those of journal.Commit, or say that messages could be neither confirmed nor
+// dropped: they may be listed later.
+func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) error {
+	if err := s.Refuse(strict); err != nil {
+		for _, m := range ms {
+			m.Body.Discard()
+		}
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.opt.Times.Wait)
+	defer cancel()
+	own := make([]journal.Message, len(ms))
+	tickets, err := s.take(ms)
+	if err != nil {
+		for _, m := range ms {
+			m.Body.Discard()
+		}
+		return err
+	}
+	for i, m := range ms {
+		m.Meta.Sealed = m.Body.size
+		m.Body.sum.Sum(m.Meta.SHA256[:0])
+		own[i] = journal.Message{Meta: m.Meta, Body: m.Body.own}
+		octets, st := m.Body.mem, m.Body.stream
+		kept := octets != nil || m.Body.size == 0
+		m.Body.stream = nil
+		s.begin(func() { s.offer(ctx, m.Meta, octets, kept, st) }) // ends with ctx, or with the link
+	}
+	p, err := s.own.Prepare(own...)
+	if err != nil {
+		for _, m := range ms {
+			s.dropTicket(m.Meta.ID)
+		}
+		return err
+	}
+	if err := s.await(ctx, strict, tickets); err != nil {
+		for _, m := range ms {
+			s.dropTicket(m.Meta.ID)
+		}
+		if aerr := p.Abort(); aerr != nil {
+			// They stay durable and unlisted here until the next start lists them.
+			return fmt.Errorf("not confirmed by the other site (%v), and not dropped here: %w", err, aerr)
+		}
+		s.Deleted() // the other site may hold them
+		return err
+	}
+	p.List()
+	s.settle(ms)
+	return nil
+}
+
+// settle takes messages that were listed off the tickets; those without a copy are
+// remembered as such.
+func (s *Shipper) settle(ms []Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range ms {
+		t := s.tickets[m.Meta.ID]
+		delete(s.tickets, m.Meta.ID)
+		select {
+		case <-t.held:
+		default:
+			s.missing[m.Meta.ID] = struct{}{}
+		}
+	}
+	s.judge(time.Now())
+}
+
+// take makes the tickets of messages. An id has one at a time, and none if a message
+// with it is here: what is known of that one must not be mixed up with the new.
+func (s *Shipper) take(ms []Message) ([]*ticket, error) {
+	tickets := make([]*ticket, 0, len(ms))
+	s.mu.Lock()
+	for _, m := range ms {
+		if s.tickets[m.Meta.ID] != nil {
+			break
+		}
+		t := &ticket{held: make(chan struct{})}
+		s.tickets[m.Meta.ID] = t
+		tickets = append(tickets, t)
+	}
+	s.mu.Unlock()
+	for i, m := range ms {
+		_, held := s.own.Has(m.Meta.ID)
+		if held || i == len(tickets) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, m := range ms[:len(tickets)] {
+				delete(s.tickets, m.Meta.ID)
+			}
+			return nil, fmt.Errorf("%s: %w", m.Meta.ID, journal.ErrHeld)
+		}
+	}
+	return tickets, nil
+}
+
+// confirm says that the other site holds the message; Shipper.mu is held. It may be
+// said twice, when the message was sent twice.
+func (t *ticket) confirm() {
+	select {
+	case <-t.held:
+	default:
+		close(t.held)
+	}
+}
+
+// dropTicket forgets a message that is not taken.
+func (s *Shipper) dropTicket(id journal.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tickets, id)
+	delete(s.missing, id)
+}
+
+// await waits for the tickets, or until one copy will do or has to be refused.
+func (s *Shipper) await(ctx context.Context, strict bool, tickets []*ticket) error {
+	for _, t := range tickets {
+		for held := false; !held; {
+			s.mu.Lock()
+			state, changed := s.state.State, s.changed
+			s.mu.Unlock()
+			select {
+			case <-t.held: // whatever else is true
+				held = true
+				continue
+			default:
+			}
+			if state == Degraded || state == Alone {
+				if strict {
+					return fmt.Errorf("%w: state is %s", ErrSingle, state)
+				}
+				return nil
+			}
+			select {
+			case <-t.held:
+				held = true
+			case <-changed:
+			case <-ctx.Done():
+				return fmt.Errorf("%w within %v: state is %s", ErrSingle, s.opt.Times.Wait, state)
+			}
+		}
+	}
+	return nil
+}
+
+// begin runs f beside the caller, unless Run has ended: it waits for all of them.
+func (s *Shipper) begin(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.offers.Go(f)
+	}
+}
+
+// offer sends a message that is being stored here, from memory if it was kept there, or
+// as the end of its stream. What fails is sent again from this site's journal.
+func (s *Shipper) offer(ctx context.Context, meta journal.Meta, octets []byte, kept bool, st *stream) {
+	l := s.current()
+	head, err := journal.AppendMeta(nil, meta)
+	if err == nil {
+		switch {
+		case st != nil:
+			err = st.finish(ctx, head)
+		case kept:
+			err = put(ctx, l, head, octets)
+		default:
+			err = ErrLink // it was too large to keep, and could not be streamed
+		}
+	}
+	s.answered(meta.ID, err)
+}
+
+// answered notes what became of a message that was sent.
+func (s *Shipper) answered(id journal.ID, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.tickets[id]
+	switch {
+	case err == nil:
+		if t != nil {
+			t.confirm()
+		}
+		delete(s.missing, id)
+		s.trouble = nil
+	case errors.Is(err, ErrConflict):
+		s.conflicts[id] = struct{}{}
+		s.log.Error("the other site holds another message under this id", "id", id.String())
+	case errors.Is(err, errRefused) && !errors.Is(err, journal.ErrDeleted): // that is about this message only
+		s.inTrouble(err)
+		s.resend(id)
+	default:
+		s.resend(id)
+	}
+	s.judge(time.Now())
+}
+
+// resend puts a message that somebody waits for among those to be sent; s.mu is held.
+func (s *Shipper) resend(id journal.ID) {
+	if s.tickets[id] != nil {
+		s.missing[id] = struct{}{}
+		wake(s.work)
+	}
+}
+
+// inTrouble notes that the other site does not store; s.mu is held.
+func (s *Shipper) inTrouble(err error) {
+	now := time.Now()
+	if s.trouble == nil {
+		s.log.Warn("the other site does not store", "err", err)
+		s.troubled = now
+	}
+	s.trouble, s.refusal = err, now
+}
+
+// stores notes that the other site says that it can store. That ends the trouble if it
+// has refused nothing lately: there may be nothing to send that would show it.
+func (s *Shipper) stores() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.trouble != nil && time.Since(s.refusal) >= 2*s.opt.Times.Ping {
+		s.trouble = nil
+		s.judge(time.Now())
+	}
+}

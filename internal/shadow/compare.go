@@ -1,0 +1,279 @@
+package shadow
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"msgw/internal/journal"
+)
+
+// maintain brings both sites to hold the same, and keeps them so, over a link. What the
+// other site refuses, or this one's journal, is tried again; the rest ends the link.
+func (s *Shipper) maintain(ctx context.Context, l *link) error {
+	back := false
+	next := time.Now() // of the next comparison
+	for ctx.Err() == nil {
+		err := s.equalise(ctx, l, &back, &next)
+		switch {
+		case errors.Is(err, errRefused):
+			s.mu.Lock()
+			s.inTrouble(err)
+			s.judge(time.Now())
+			s.mu.Unlock()
+		case errors.Is(err, ErrLink), errors.Is(err, errFrame), ctx.Err() != nil:
+			return err
+		case err != nil:
+			s.log.Error("the sites cannot be made equal", "err", err)
+		}
+		if err != nil {
+			pause(ctx, s.opt.Times.Ping)
+			continue
+		}
+		select {
+		case <-s.told:
+		case <-time.After(min(s.opt.Times.Ping, time.Until(next))):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// equalise does once what is due: back says that the adoption was ended, next when to
+// compare.
+func (s *Shipper) equalise(ctx context.Context, l *link, back *bool, next *time.Time) error {
+	if !*back {
+		if err := s.takeBack(ctx, l); err != nil {
+			return fmt.Errorf("take back what was adopted: %w", err)
+		}
+		*back = true
+	}
+	if err := s.sendDeletions(ctx, l); err != nil {
+		return fmt.Errorf("tell what was deleted: %w", err)
+	}
+	if time.Now().Before(*next) {
+		return nil
+	}
+	if err := s.takeGraves(ctx, l); err != nil {
+		return fmt.Errorf("hear what was deleted: %w", err)
+	}
+	if err := s.compare(ctx, l); err != nil {
+		return fmt.Errorf("compare: %w", err)
+	}
+	*next = time.Now().Add(s.opt.Times.Compare)
+	return nil
+}
+
+// takeBack ends the other site's adoption and acts on what was deleted there
+// meanwhile. Only then are this site's messages listed here.
+func (s *Shipper) takeBack(ctx context.Context, l *link) error {
+	if _, err := l.main.ask(ctx, kindReturn, nil); err != nil {
+		return err
+	}
+	if err := s.takeGraves(ctx, l); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listable = true
+	return nil
+}
+
+// takeGraves deletes here what was deleted at the other site.
+func (s *Shipper) takeGraves(ctx context.Context, l *link) error {
+	for {
+		b, err := l.main.ask(ctx, kindGraves, nil)
+		if err != nil || len(b) == 0 {
+			return err
+		}
+		ids, err := decodeIDs(b)
+		if err != nil {
+			return err
+		}
+		if err := s.own.Delete(ids...); err != nil {
+			return err
+		}
+		s.log.Info("messages were handed over by the other site", "messages", len(ids))
+		if _, err := l.main.ask(ctx, kindForget, nil, b); err != nil {
+			return err
+		}
+	}
+}
+
+// sendDeletions tells the other site what was deleted here.
+func (s *Shipper) sendDeletions(ctx context.Context, l *link) error {
+	graves := s.own.Graves()
+	for len(graves) > 0 {
+		n := min(len(graves), maxIDs)
+		ids := make([]journal.ID, n)
+		for i, g := range graves[:n] {
+			ids[i] = g.ID
+		}
+		if _, err := l.main.ask(ctx, kindDrop, nil, encodeIDs(ids)); err != nil {
+			return err
+		}
+		s.own.Forget(ids...)
+		s.mu.Lock()
+		for _, id := range ids {
+			if s.tickets[id] == nil {
+				delete(s.missing, id)
+				delete(s.conflicts, id)
+			}
+		}
+		s.mu.Unlock()
+		graves = graves[n:]
+	}
+	return nil
+}
+
+// compare finds out what only one site holds. What is missing there is sent, what is
+// missing here is fetched, unless it was deleted.
+func (s *Shipper) compare(ctx context.Context, l *link) error {
+	s.mu.Lock()
+	before := slices.Collect(maps.Keys(s.conflicts))
+	s.mu.Unlock()
+	b, err := l.main.ask(ctx, kindSummary, nil)
+	if err != nil {
+		return err
+	}
+	if len(b) != 256*20 {
+		return fmt.Errorf("%w: summary of %d octets", errFrame, len(b))
+	}
+	own, equal, lost := s.own.Summary(), [256]bool{}, 0
+	for i := range own {
+		theirs := journal.Bucket{Count: binary.BigEndian.Uint32(b[20*i:]), XOR: [16]byte(b[20*i+4 : 20*i+20])}
+		if equal[i] = own[i] == theirs; equal[i] {
+			continue
+		}
+		n, err := s.compareBucket(ctx, l, byte(i))
+		if err != nil {
+			return err
+		}
+		lost += n
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range before {
+		if equal[id[0]] {
+			delete(s.conflicts, id) // one of the two is gone
+		}
+	}
+	s.lost = lost
+	if !s.compared {
+		s.log.Info("the sites have compared what they hold", "single", len(s.missing), "conflicts", len(s.conflicts))
+	}
+	s.compared = true
+	s.judge(time.Now())
+	return nil
+}
+
+// maxBucket bounds the ids that a bucket may have: a hundred million messages are a
+// third of it.
+const maxBucket = 1 << 20
+
+// compareBucket compares the messages whose ids begin with an octet, and returns how
+// many could not be fetched.
+func (s *Shipper) compareBucket(ctx context.Context, l *link, bucket byte) (lost int, err error) {
+	theirs := map[journal.ID][32]byte{}
+	_, err = l.main.ask(ctx, kindBucket, func(part []byte) error {
+		if len(part)%48 != 0 {
+			return fmt.Errorf("%w: part of a bucket of %d octets", errFrame, len(part))
+		}
+		for ; len(part) > 0; part = part[48:] {
+			if part[0] != bucket || len(theirs) == maxBucket {
+				return fmt.Errorf("%w: a bucket with what is not in it", errFrame)
+			}
+			theirs[journal.ID(part[:16])] = [32]byte(part[16:48])
+		}
+		return nil
+	}, []byte{bucket})
+	if err != nil {
+		return 0, err
+	}
+	graves := map[journal.ID]bool{}
+	for _, g := range s.own.Graves() {
+		graves[g.ID] = true
+	}
+	for _, e := range s.own.Bucket(bucket) {
+		sha, held := theirs[e.ID]
+		delete(theirs, e.ID)
+		s.mu.Lock()
+		switch {
+		case held && sha == e.SHA:
+			delete(s.conflicts, e.ID)
+			if s.tickets[e.ID] == nil {
+				delete(s.missing, e.ID)
+			}
+		case held:
+			s.conflicts[e.ID] = struct{}{}
+			s.log.Error("the sites hold different messages under one id", "id", e.ID.String())
+		default:
+			s.missing[e.ID] = struct{}{}
+		}
+		s.mu.Unlock()
+	}
+	for id := range theirs {
+		// Those that are being stored or deleted at this moment are no loss.
+		s.mu.Lock()
+		coming := s.tickets[id] != nil
+		s.mu.Unlock()
+		if _, ok := s.own.Has(id); ok || coming || graves[id] {
+			continue
+		}
+		fetched, err := s.fetch(ctx, l, id)
+		if err != nil {
+			return 0, err
+		}
+		if !fetched {
+			lost++
+		}
+	}
+	return lost, nil
+}
+
+// fetch brings back a message of this site that only the other one holds. false means
+// that this failed and that the other one still holds it, for all that is known.
+func (s *Shipper) fetch(ctx context.Context, l *link, id journal.ID) (bool, error) {
+	var meta journal.Meta
+	var octets int64
+	var body *journal.Body
+	_, err := l.main.ask(ctx, kindGet, func(part []byte) (err error) {
+		if body == nil {
+			if meta, err = journal.ParseMeta(part); err == nil && meta.ID != id {
+				err = fmt.Errorf("%w: %s instead of %s", errFrame, meta.ID, id)
+			}
+			body = s.own.NewBody(id)
+			return err
+		}
+		if octets += int64(len(part)); octets > meta.Sealed {
+			return fmt.Errorf("%w: more octets than %s has", errFrame, id)
+		}
+		_, _ = body.Write(part) // kept in the body, said by Restore
+		return nil
+	}, id[:])
+	if body != nil {
+		defer body.Discard()
+	}
+	switch {
+	case errors.Is(err, errRefused):
+		s.log.Warn("a message that is missing here cannot be fetched", "id", id.String(), "err", err)
+		return errors.Is(err, journal.ErrNotFound), nil
+	case err != nil:
+		return false, err
+	case body == nil:
+		return false, fmt.Errorf("%w: an answer without a message", errFrame)
+	}
+	switch err := s.own.Restore(meta, body); {
+	case errors.Is(err, journal.ErrHeld), errors.Is(err, journal.ErrDeleted):
+	case err != nil:
+		s.log.Error("a message that is missing here cannot be stored", "id", id.String(), "err", err)
+		return false, nil
+	default:
+		s.log.Warn("a message that was missing here was fetched from the other site", "id", id.String(), "mailbox", meta.Mailbox)
+	}
+	return true, nil
+}
