@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"testing"
 	"time"
-
-	"msgw/internal/journal"
 )
 
 // An owner that was set back to before a deletion offers the message again. It is
@@ -126,11 +124,7 @@ func TestConflictEnds(t *testing.T) {
 		p.becomes(Sync, 5*time.Second)
 		p.network(refused)
 		id := p.must(1, 1000)
-		b := p.held.NewBody(id)
-		_, _ = b.Write(octets(99, 1000))
-		if err := p.held.Commit(journal.Message{Meta: journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}, Body: b}); err != nil {
-			t.Fatal(err)
-		}
+		p.plant(id, 99, 1000)
 		p.network(whole)
 		p.within(time.Minute, "the conflict is seen", func() error {
 			if r := p.ship.Report(); r.Conflicts != 1 {

@@ -262,6 +262,18 @@ func (p *pair) give(strict bool, n uint64, size int) (journal.ID, error) {
 	return id, p.ship.Commit(p.t.Context(), strict, Message{meta, b})
 }
 
+// plant puts message n under an id into the holder's journal, past the shipper.
+func (p *pair) plant(id journal.ID, n uint64, size int) {
+	p.t.Helper()
+	b := p.held.NewBody(id)
+	defer b.Discard()
+	_, _ = b.Write(octets(n, size)) // kept in the body, said by Commit
+	meta := journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}
+	if err := p.held.Commit(journal.Message{Meta: meta, Body: b}); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // must is give, which must succeed.
 func (p *pair) must(n uint64, size int) journal.ID {
 	p.t.Helper()

@@ -130,11 +130,7 @@ func TestRefusedCopyDoesNotComeBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		// As if it had arrived on the old connection all the same.
-		b := p.held.NewBody(id)
-		_, _ = b.Write(octets(1, 75_000))
-		if err := p.held.Commit(journal.Message{Meta: journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}, Body: b}); err != nil {
-			t.Fatal(err)
-		}
+		p.plant(id, 1, 75_000)
 		p.network(whole)
 		p.becomes(Sync, 2*time.Minute)
 		if got := len(p.own.List("mbx-1")); got != 0 {
@@ -307,11 +303,7 @@ func TestConflictIsNeverOverwritten(t *testing.T) {
 		p.becomes(Sync, 5*time.Second)
 		p.network(refused)
 		id := p.must(1, 1000)
-		b := p.held.NewBody(id)
-		_, _ = b.Write(octets(99, 1000))
-		if err := p.held.Commit(journal.Message{Meta: journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}, Body: b}); err != nil {
-			t.Fatal(err)
-		}
+		p.plant(id, 99, 1000)
 		p.network(whole)
 		p.within(time.Minute, "the conflict is seen", func() error {
 			if r := p.ship.Report(); r.Conflicts != 1 || !r.Compared {
