@@ -66,7 +66,9 @@ var changes = map[string]func() Change{
 	"mailbox.keys":   func() Change { return &SetKeys{} },
 	"mailbox.status": func() Change { return &SetStatus{} },
 	"mailbox.purge":  func() Change { return &PurgeMailbox{} },
+	"mailbox.policy": func() Change { return &SetPolicy{} },
 	"acme":           func() Change { return &SetACME{} },
+	"copies":         func() Change { return &SetCopies{} },
 }
 
 // newCommand wraps a change for the log.
@@ -214,6 +216,9 @@ func (ch JoinNode) apply(s *State, c Command) error {
 	}
 	if _, ok := s.Nodes[ch.Node.Name]; ok {
 		return rejectf("exists", "a node named %s is a member already", ch.Node.Name)
+	}
+	if sites := s.Sites(); ch.Node.Role == Site && len(sites) == 2 {
+		return rejectf("exists", "there are two sites already, %s and %s", sites[0], sites[1])
 	}
 	if ch.Node.Role == Witness {
 		for _, n := range s.Nodes {

@@ -65,11 +65,23 @@ const (
 	Retired   MailboxStatus = "retired"   // deleted; kept until no site holds anything of it
 )
 
+// Policy says how many copies a message has before its sender is told that it was
+// taken.
+type Policy string
+
+const (
+	// Available: two, or one while the other site is known to be gone.
+	Available Policy = "available"
+	// Strict: always two.
+	Strict Policy = "strict"
+)
+
 // Mailbox is a journal address and its keys. It holds no secret in clear.
 type Mailbox struct {
 	ID          string        `json:"id"` // mbx- and 32 hex digits
 	Description string        `json:"description,omitempty"`
 	Status      MailboxStatus `json:"status"`
+	Policy      Policy        `json:"policy,omitempty"` // empty: that of Copies
 	Keys        []seal.Key    `json:"keys"`
 	Version     uint64        `json:"version"` // raised by every change of the keys
 	Created     time.Time     `json:"created"`
@@ -115,6 +127,27 @@ type ACME struct {
 	Roots     string `json:"roots,omitempty"` // PEM that the directory's own certificate is checked against
 }
 
+// Copies says how the sites keep copies for each other. Zero fields mean the defaults.
+type Copies struct {
+	Policy Policy `json:"policy,omitempty"` // of mailboxes without one of their own
+	// From the last sign of the other site until it counts as gone: when it refuses
+	// connections, and when it is silent.
+	Refused time.Duration `json:"refused,omitempty"`
+	Silent  time.Duration `json:"silent,omitempty"`
+	// Wait is how long a sender is kept waiting for the second copy, at most.
+	Wait time.Duration `json:"wait,omitempty"`
+	// Silence after which the other site's messages are handed over here: without and
+	// with the witness's word that it does not reach it either.
+	Adopt          time.Duration `json:"adopt,omitempty"`
+	AdoptConfirmed time.Duration `json:"adopt_confirmed,omitempty"`
+	// Return is how long a site waits after its start to hear what the other one handed
+	// over, at most.
+	Return time.Duration `json:"return,omitempty"`
+	// Bandwidth for copies that no sender waits for, in octets per second; 0: not
+	// bounded.
+	Bandwidth int64 `json:"bandwidth,omitempty"`
+}
+
 // State is the whole configuration at one index. Published states are immutable.
 type State struct {
 	Format    int                `json:"format"` // 1
@@ -127,6 +160,7 @@ type State struct {
 	Zone      Zone               `json:"zone"`
 	CA        CA                 `json:"ca"`
 	ACME      ACME               `json:"acme"`
+	Copies    Copies             `json:"copies,omitzero"`
 	Nodes     map[string]Node    `json:"nodes"`
 	Mailboxes map[string]Mailbox `json:"mailboxes"`
 	Invites   map[string]Invite  `json:"invites"`
@@ -161,6 +195,27 @@ func (s *State) Sites() []string {
 		}
 	}
 	return names
+}
+
+// Strict returns whether messages for a mailbox must have two copies.
+func (s *State) Strict(m Mailbox) bool {
+	if m.Policy != "" {
+		return m.Policy == Strict
+	}
+	return s.Copies.Policy == Strict
+}
+
+// AllStrict returns whether messages for any mailbox must have two copies.
+func (s *State) AllStrict() bool {
+	if s.Copies.Policy != Strict {
+		return false
+	}
+	for _, m := range s.Mailboxes {
+		if !s.Strict(m) {
+			return false
+		}
+	}
+	return true
 }
 
 // clone copies what commands change; the values in the maps are replaced whole.

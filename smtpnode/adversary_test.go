@@ -414,7 +414,7 @@ func TestNoPlaintextAtRest(t *testing.T) {
 	defer j.Close()
 	var log lockedBuffer
 	r := start(t, func(o *Options) {
-		o.Store, o.Log = j, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		o.Store, o.Log = journalStore{j}, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	})
 	const mark = "PLAINTEXT-OF-A-JOURNAL-REPORT"
 	for _, size := range []int{1, 5000} {

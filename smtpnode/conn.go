@@ -76,6 +76,17 @@ func (s *Server) Handle(ctx context.Context, nc net.Conn) {
 	c.close()
 }
 
+// untilGrace returns a context for what a transfer waits for. After the server was told to
+// stop it lasts Options.Grace longer.
+func (c *conn) untilGrace() (context.Context, func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(c.ctx))
+	stop := context.AfterFunc(c.ctx, func() {
+		t := time.AfterFunc(c.srv.opt.Grace, cancel)
+		context.AfterFunc(ctx, func() { t.Stop() })
+	})
+	return ctx, func() { stop(); cancel() }
+}
+
 // close ends the connection. Over TLS it says so, lest the end look like an attack
 // to the peer (RFC 8446 section 6.1).
 func (c *conn) close() {

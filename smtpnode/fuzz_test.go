@@ -128,7 +128,7 @@ func FuzzStored(f *testing.F) {
 			before[m.ID] = true
 		}
 		ours, theirs := net.Pipe()
-		s := New(Options{Host: "mx", Mailboxes: fakeMailboxes{}, Store: j, MaxIdle: 1 << 30})
+		s := New(Options{Host: "mx", Mailboxes: fakeMailboxes{}, Store: journalStore{j}, MaxIdle: 1 << 30})
 		done := make(chan struct{})
 		go func() { s.Handle(context.Background(), ours); ours.Close(); close(done) }()
 		var out bytes.Buffer

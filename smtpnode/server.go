@@ -14,6 +14,7 @@ package smtpnode
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"log/slog"
 	"net"
 	"time"
@@ -31,25 +32,46 @@ type Mailboxes interface {
 	// error is ErrUnknown if the mailbox certainly does not exist, ErrUncertain if
 	// another node may know better.
 	Mailbox(address string) (Mailbox, error)
+	// Strict returns whether the policy of every mailbox is strict. What cannot be
+	// taken is then refused at MAIL.
+	Strict() bool
 }
 
 // Mailbox is what the receiver needs to know of one.
 type Mailbox struct {
 	ID        string
 	Suspended bool
+	Strict    bool   // never taken with one copy only
 	Key       string // id of the active key
 	Recipient string // its public half, an age recipient
 }
 
-// Store makes messages durable; *journal.Journal is one.
+// Store makes messages durable.
 type Store interface {
-	NewBody(journal.ID) *journal.Body
-	// Commit returns nil once every message is as durable as promised.
-	Commit(...journal.Message) error
+	NewBody(journal.ID) Body
+	// Commit returns once every message is as durable as promised, under the strict
+	// policy or the other one, and how many copies there are of each at least. It ends
+	// with ctx.
+	Commit(ctx context.Context, strict bool, ms ...Message) (copies int, err error)
+	// Refuse returns why no message under the policy can be taken now, or nil.
+	Refuse(strict bool) error
 	// Room returns why a message of size octets cannot be taken now, or nil.
 	Room(size int64) error
 	// Err returns why nothing at all can be taken, or nil.
 	Err() error
+}
+
+// Body collects the sealed octets of one message of a Store.
+type Body interface {
+	io.Writer
+	// Discard drops a body that was not committed. It is safe to call always.
+	Discard()
+}
+
+// Message is what a Store commits.
+type Message struct {
+	Meta journal.Meta
+	Body Body
 }
 
 // Options of a Server. Zero limits mean the defaults.

@@ -62,6 +62,18 @@ func (s *session) storable(size int64) error {
 	if err := s.srv.opt.Store.Room(size); err != nil {
 		return storeError(err)
 	}
+	if s.srv.opt.Mailboxes.Strict() {
+		return s.copyable()
+	}
+	return nil
+}
+
+// copyable says why no message can be taken now for a mailbox that wants two copies, or
+// nil.
+func (s *session) copyable() error {
+	if err := s.srv.opt.Store.Refuse(true); err != nil {
+		return temporary(451, 3, 0, "no second copy can be made now, try again later", err)
+	}
 	return nil
 }
 
@@ -77,6 +89,8 @@ func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 		err = temporary(451, 3, 0, errTemporary.Message, err)
 	case m.Suspended:
 		err = temporary(450, 2, 1, "mailbox is suspended, try again later", errors.New("mailbox is suspended"))
+	case m.Strict:
+		err = s.copyable()
 	}
 	if err != nil {
 		s.srv.metrics.messages.WithLabelValues("refused-recipient").Inc()
@@ -97,7 +111,7 @@ func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 type draft struct {
 	to    recipient
 	meta  journal.Meta
-	body  *journal.Body
+	body  Body
 	plain io.WriteCloser // seals into body
 }
 
@@ -126,15 +140,19 @@ func (s *session) Data(r io.Reader) error {
 		return s.refused("receive", err)
 	}
 	last := time.Now()
-	msgs := make([]journal.Message, len(drafts))
+	msgs, strict := make([]Message, len(drafts)), false
 	for i, d := range drafts {
 		if err := d.plain.Close(); err != nil {
 			return s.refused("seal", err)
 		}
 		d.meta.Octets, d.meta.BareLFs, d.meta.Flags = count.total, count.bareLFs, count.result()
-		msgs[i] = journal.Message{Meta: d.meta, Body: d.body}
+		msgs[i] = Message{d.meta, d.body}
+		strict = strict || d.to.mailbox.Strict // the strictest governs all of them
 	}
-	if err := s.srv.opt.Store.Commit(msgs...); err != nil {
+	ctx, cancel := s.conn.untilGrace()
+	defer cancel()
+	copies, err := s.srv.opt.Store.Commit(ctx, strict, msgs...)
+	if err != nil {
 		return s.refused("commit", err)
 	}
 	s.srv.metrics.seconds.Observe(time.Since(last).Seconds())
@@ -144,7 +162,7 @@ func (s *session) Data(r io.Reader) error {
 		ids = append(ids, "stored "+d.meta.ID.String())
 		s.srv.metrics.messages.WithLabelValues("accepted").Inc()
 		s.conn.log.Info("mail accepted", "id", d.meta.ID.String(), "mailbox", d.to.mailbox.ID, "from", s.from,
-			"octets", count.total, "tls", s.conn.tls != nil, "report", d.meta.Flags&journal.JournalReport != 0,
+			"octets", count.total, "copies", copies, "tls", s.conn.tls != nil, "report", d.meta.Flags&journal.JournalReport != 0,
 			"ms", time.Since(start).Milliseconds())
 	}
 	return &smtp.SMTPError{Code: 250, EnhancedCode: smtp.EnhancedCode{2, 0, 0}, Message: strings.Join(ids, "\n")}

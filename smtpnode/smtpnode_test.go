@@ -54,7 +54,7 @@ var certOnce = sync.OnceValue(func() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}
 })
 
-type fakeMailboxes struct{}
+type fakeMailboxes struct{ strict bool } // strict: all of them are
 
 func (fakeMailboxes) Mailbox(a string) (Mailbox, error) {
 	k, _ := keyOnce()
@@ -63,6 +63,8 @@ func (fakeMailboxes) Mailbox(a string) (Mailbox, error) {
 	switch local {
 	case "mbx-1", "mbx-2":
 		return Mailbox{ID: local, Key: k.ID, Recipient: k.Recipient}, nil
+	case "strict":
+		return Mailbox{ID: local, Key: k.ID, Recipient: k.Recipient, Strict: true}, nil
 	case "suspended":
 		return Mailbox{ID: local, Suspended: true}, nil
 	case "new":
@@ -75,11 +77,30 @@ func (fakeMailboxes) Mailbox(a string) (Mailbox, error) {
 	return Mailbox{}, ErrUnknown
 }
 
+func (f fakeMailboxes) Strict() bool { return f.strict }
+
+// journalStore is a Store of one site.
+type journalStore struct{ *journal.Journal }
+
+func (s journalStore) NewBody(id journal.ID) Body { return s.Journal.NewBody(id) }
+
+func (s journalStore) Commit(_ context.Context, _ bool, ms ...Message) (copies int, err error) {
+	own := make([]journal.Message, len(ms))
+	for i, m := range ms {
+		own[i] = journal.Message{Meta: m.Meta, Body: m.Body.(*journal.Body)}
+	}
+	return 1, s.Journal.Commit(own...)
+}
+
+func (journalStore) Refuse(bool) error { return nil }
+
 // faultyStore is a journal whose answers a test can change.
 type faultyStore struct {
-	*journal.Journal
+	journalStore
 	mu                sync.Mutex
 	commit, room, err error
+	single            error // what Refuse says of the strict policy
+	strict            bool  // the policy of the last commit
 }
 
 func (s *faultyStore) set(commit, room, err error) {
@@ -94,12 +115,25 @@ func (s *faultyStore) errs() (commit, room, err error) {
 	return s.commit, s.room, s.err
 }
 
-func (s *faultyStore) Commit(ms ...journal.Message) error {
+func (s *faultyStore) Commit(ctx context.Context, strict bool, ms ...Message) (copies int, err error) {
 	if err, _, _ := s.errs(); err != nil {
-		return err
+		return 0, err
 	}
-	return s.Journal.Commit(ms...)
+	s.mu.Lock()
+	s.strict = strict
+	s.mu.Unlock()
+	return s.journalStore.Commit(ctx, strict, ms...)
 }
+
+func (s *faultyStore) Refuse(strict bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if strict {
+		return s.single
+	}
+	return nil
+}
+
 func (s *faultyStore) Room(n int64) error {
 	if _, err, _ := s.errs(); err != nil {
 		return err
@@ -126,7 +160,7 @@ func start(t *testing.T, change func(*Options)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, store: &faultyStore{Journal: j}}
+	r := &rig{t: t, store: &faultyStore{journalStore: journalStore{j}}}
 	opt := Options{Host: "mx.example.org", TLS: &tls.Config{Certificates: []tls.Certificate{certOnce()}},
 		Mailboxes: fakeMailboxes{}, Store: r.store}
 	if change != nil {

@@ -29,7 +29,7 @@ type noStore struct{ Store }
 
 func (noStore) Err() error       { return nil }
 func (noStore) Room(int64) error { return nil }
-func (noStore) NewBody(journal.ID) *journal.Body {
+func (noStore) NewBody(journal.ID) Body {
 	panic("not used")
 }
 

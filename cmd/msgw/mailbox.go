@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,7 @@ func mailboxCommand() *cobra.Command {
 	c := &cobra.Command{Use: "mailbox", Short: "Make, show and change mailboxes", GroupID: "operate"}
 	c.AddCommand(mailboxCreateCommand(), mailboxListCommand(), mailboxShowCommand(), mailboxPasswdCommand(),
 		mailboxStatusCommand("suspend", "suspended", "Take no more mail (4xx); what waits can still be fetched"),
-		mailboxStatusCommand("activate", "active", "Take mail again"), mailboxDeleteCommand())
+		mailboxStatusCommand("activate", "active", "Take mail again"), mailboxPolicyCommand(), mailboxDeleteCommand())
 	return c
 }
 
@@ -128,17 +129,17 @@ func mailboxShowCommand() *cobra.Command {
 		if *asJSON {
 			return printJSON(out, m)
 		}
-		if err := table(out, [][]string{{"mailbox", m.ID}, {"address", m.Address}, {"status", m.Status},
+		if err := table(out, [][]string{{"mailbox", m.ID}, {"address", m.Address}, {"status", m.Status}, {"policy", cmp.Or(m.Policy, "default")},
 			{"description", m.Description}, {"created", m.Created.Local().Format("2006-01-02 15:04:05")}}); err != nil {
 			return err
 		}
-		rows := [][]string{{"\nSITE", "WAITING", "SIZE", "OLDEST", "LOCKED"}}
+		rows := [][]string{{"\nSITE", "WAITING", "SIZE", "OLDEST", "LOCKED", "COPIES"}}
 		for _, s := range m.Sites {
 			if s.Error != "" {
 				rows = append(rows, []string{s.Site, "not known: " + s.Error})
 				continue
 			}
-			rows = append(rows, []string{s.Site, fmt.Sprint(s.Messages), size(s.Octets), age(s.Oldest), fmt.Sprint(s.Locked)})
+			rows = append(rows, []string{s.Site, fmt.Sprint(s.Messages), size(s.Octets), age(s.Oldest), fmt.Sprint(s.Locked), fmt.Sprint(s.Copies)})
 		}
 		if err := table(out, rows); err != nil {
 			return err

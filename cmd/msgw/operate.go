@@ -55,16 +55,20 @@ person, 0 if all is well.`}
 		if leader == "" {
 			leader = "none"
 		}
-		if err := table(out, [][]string{
+		rows := [][]string{
 			{"node", fmt.Sprintf("%s (%s) of %s, %s", s.Node, s.Role, s.Zone, s.Version)},
 			{"accepts mail", accepts + map[bool]string{true: ", drained"}[s.Drained]},
 			{"waiting here", fmt.Sprintf("%d messages, %s, oldest %s", s.Waiting.Messages, size(s.Waiting.Octets), age(s.Waiting.Oldest))},
 			{"configuration", fmt.Sprintf("revision %d, applied %d, epoch %d", s.Revision, s.Applied, s.Epoch)},
 			{"quorum", fmt.Sprintf("%s, leader %s, voters %s", yesNo(s.Quorum), leader, strings.Join(s.Voters, " "))},
-		}); err != nil {
+		}
+		if s.Copies != nil {
+			rows = append(rows, []string{"copies", fmt.Sprintf("%s for %s, policy %s, %d of the other site held here", copiesText(s.Copies), age(s.Copies.Since), s.Copies.Policy, s.Copies.Held)})
+		}
+		if err := table(out, rows); err != nil {
 			return err
 		}
-		rows := [][]string{{"\nPEER", "ROLE", "REACHABLE", "ACCEPTS", "APPLIED", "WAITING"}}
+		rows = [][]string{{"\nPEER", "ROLE", "REACHABLE", "ACCEPTS", "APPLIED", "WAITING", "COPIES"}}
 		for _, p := range s.Peers {
 			accepts, waiting := yesNo(p.Accepting), "-"
 			if p.Role == "witness" {
@@ -73,7 +77,7 @@ person, 0 if all is well.`}
 			if p.Waiting != nil {
 				waiting = strconv.Itoa(p.Waiting.Messages)
 			}
-			rows = append(rows, []string{p.Name, p.Role, yesNo(p.Reachable), accepts, fmt.Sprint(p.Applied), waiting})
+			rows = append(rows, []string{p.Name, p.Role, yesNo(p.Reachable), accepts, fmt.Sprint(p.Applied), waiting, copiesText(p.Copies)})
 		}
 		if len(s.Peers) > 0 {
 			if err := table(out, rows); err != nil {
@@ -148,7 +152,7 @@ func dnsCommand() *cobra.Command {
 
 func nodeCommand() *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "Show nodes, change weights, drain", GroupID: "operate"}
-	c.AddCommand(nodeListCommand(), nodeWeightCommand(), nodeDrainCommand(true), nodeDrainCommand(false))
+	c.AddCommand(nodeListCommand(), nodeWeightCommand(), nodeAdoptCommand(), nodeDrainCommand(true), nodeDrainCommand(false))
 	return c
 }
 

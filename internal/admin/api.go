@@ -23,6 +23,10 @@ type Node interface {
 	SetDrain(ctx context.Context, node string, drained bool) error
 	SetACME(ctx context.Context, a ACME) (Change, error)
 	CA(ctx context.Context) (pem string, err error)
+	Copies(ctx context.Context) (CopySettings, error)
+	SetCopies(ctx context.Context, c CopySettings) (Change, error)
+	SetMailboxPolicy(ctx context.Context, id, policy string) (Change, error)
+	Adopt(ctx context.Context, node string) (Copies, error)
 	Invite(ctx context.Context, r Invite) (Invitation, error)
 }
 
@@ -43,7 +47,8 @@ type Status struct {
 	Accepting bool     `json:"accepting"`
 	Reason    string   `json:"reason,omitempty"` // why it does not accept
 	Drained   bool     `json:"drained"`
-	Waiting   Waiting  `json:"waiting"` // at this node
+	Waiting   Waiting  `json:"waiting"` // what the archive gets at this node
+	Copies    *Copies  `json:"copies,omitempty"`
 	Peers     []Peer   `json:"peers"`
 	Certs     []Cert   `json:"certs"`
 	MX        []MX     `json:"mx"`
@@ -72,6 +77,38 @@ type Peer struct {
 	Reason    string   `json:"reason,omitempty"`
 	Drained   bool     `json:"drained"`
 	Waiting   *Waiting `json:"waiting,omitempty"`
+	Copies    *Copies  `json:"copies,omitempty"`
+}
+
+// Copies is how a site and its copies at the other site are.
+type Copies struct {
+	State     string    `json:"state"` // SYNC, HOLD, DEGRADED, CATCHUP or ALONE
+	Since     time.Time `json:"since"`
+	Policy    string    `json:"policy"`    // of mailboxes without one of their own
+	Single    int       `json:"single"`    // messages that are not known to be at the other site
+	Compared  bool      `json:"compared"`  // whether single is known to be complete
+	Lost      int       `json:"lost"`      // messages that only the other site has and that cannot be fetched
+	Conflicts int       `json:"conflicts"` // messages that differ between the sites
+	Heard     time.Time `json:"heard"`     // when the other site last answered
+	Trouble   string    `json:"trouble,omitempty"`
+	Held      int       `json:"held"` // copies of the other site's messages here
+	// Adopted: those are handed over here, since and for a reason.
+	Adopted      bool      `json:"adopted"`
+	AdoptedSince time.Time `json:"adopted_since,omitzero"`
+	AdoptedWhy   string    `json:"adopted_why,omitempty"`
+}
+
+// CopySettings say how the sites keep copies for each other. In a change, zero means
+// the default.
+type CopySettings struct {
+	Policy         string        `json:"policy"` // available or strict
+	Refused        time.Duration `json:"refused"`
+	Silent         time.Duration `json:"silent"`
+	Wait           time.Duration `json:"wait"`
+	Adopt          time.Duration `json:"adopt"`
+	AdoptConfirmed time.Duration `json:"adopt_confirmed"`
+	Return         time.Duration `json:"return"`
+	Bandwidth      int64         `json:"bandwidth"` // octets per second; 0: not bounded
 }
 
 // Cert is a certificate that this node holds.
@@ -114,6 +151,7 @@ type Mailbox struct {
 	Address     string    `json:"address"`
 	Description string    `json:"description,omitempty"`
 	Status      string    `json:"status"`
+	Policy      string    `json:"policy,omitempty"` // empty: that of the appliance
 	Created     time.Time `json:"created"`
 	Keys        []Key     `json:"keys"`
 	Sites       []Held    `json:"sites"` // what waits at each site
@@ -133,7 +171,9 @@ type Held struct {
 	Messages int       `json:"messages"`
 	Octets   int64     `json:"octets"`
 	Oldest   time.Time `json:"oldest,omitzero"`
-	Locked   int       `json:"locked"` // sealed to a key that the password does not open
+	Copies   int       `json:"copies"`  // of the other site's messages
+	Adopted  bool      `json:"adopted"` // those are among messages
+	Locked   int       `json:"locked"`  // sealed to a key that the password does not open
 }
 
 // CreateMailbox asks for a mailbox. Without an id a new one is made, without a

@@ -140,3 +140,19 @@ func (c *Client) CA(ctx context.Context) (string, error) {
 func (c *Client) Invite(ctx context.Context, r Invite) (Invitation, error) {
 	return ask[Invitation](ctx, c, "POST", "/v1/invites", r)
 }
+
+func (c *Client) Copies(ctx context.Context) (CopySettings, error) {
+	return ask[CopySettings](ctx, c, "GET", "/v1/copies", nil)
+}
+
+func (c *Client) SetCopies(ctx context.Context, s CopySettings) (Change, error) {
+	return ask[Change](ctx, c, "POST", "/v1/copies", s)
+}
+
+func (c *Client) SetMailboxPolicy(ctx context.Context, id, policy string) (Change, error) {
+	return ask[Change](ctx, c, "POST", mailboxPath(id, "/policy"), policy)
+}
+
+func (c *Client) Adopt(ctx context.Context, node string) (Copies, error) {
+	return ask[Copies](ctx, c, "POST", nodePath(node, "/adopt"), struct{}{})
+}

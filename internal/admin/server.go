@@ -46,6 +46,16 @@ func Handler(n Node, log *slog.Logger) http.Handler {
 	post(mux, "POST /v1/nodes/{name}/drain", log, func(ctx context.Context, r *http.Request, drained bool) (any, error) {
 		return struct{}{}, n.SetDrain(ctx, r.PathValue("name"), drained)
 	})
+	post(mux, "POST /v1/nodes/{name}/adopt", log, func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
+		return n.Adopt(ctx, r.PathValue("name"))
+	})
+	post(mux, "POST /v1/mailboxes/{id}/policy", log, func(ctx context.Context, r *http.Request, policy string) (any, error) {
+		return n.SetMailboxPolicy(ctx, r.PathValue("id"), policy)
+	})
+	get(mux, "GET /v1/copies", log, func(ctx context.Context, _ *http.Request) (any, error) { return n.Copies(ctx) })
+	post(mux, "POST /v1/copies", log, func(ctx context.Context, _ *http.Request, c CopySettings) (any, error) {
+		return n.SetCopies(ctx, c)
+	})
 	post(mux, "POST /v1/acme", log, func(ctx context.Context, _ *http.Request, a ACME) (any, error) { return n.SetACME(ctx, a) })
 	get(mux, "GET /v1/ca", log, func(ctx context.Context, _ *http.Request) (any, error) { return n.CA(ctx) })
 	post(mux, "POST /v1/invites", log, func(ctx context.Context, _ *http.Request, i Invite) (any, error) { return n.Invite(ctx, i) })

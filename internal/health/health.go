@@ -176,6 +176,27 @@ func (m *Monitor) OwnSMTP() error {
 	return fmt.Errorf("own SMTP port does not answer: %w", m.own.smtp.last)
 }
 
+// Gone returns whether other nodes say that they do not reach a node either, neither on
+// its peer port nor on its public ones, and none says that it does.
+func (m *Monitor) Gone(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	said := false
+	for other, s := range m.seen {
+		if other == name || s == m.own || s.report == nil {
+			continue
+		}
+		v, ok := s.report.Views[name]
+		switch {
+		case ok && (v.Peer || v.Public && v.Usable):
+			return false
+		case ok:
+			said = true
+		}
+	}
+	return said
+}
+
 // Changed returns a channel that is closed when a verdict changes.
 func (m *Monitor) Changed() <-chan struct{} {
 	m.mu.Lock()

@@ -102,8 +102,10 @@ func (id *identity) complete(dir, cert string) error {
 		return err
 	}
 	if id.Role == raftstore.Site {
-		if err := os.Mkdir(filepath.Join(dir, journalDir), 0o700); err != nil {
-			return err
+		for _, name := range []string{journalDir, shadowDir} {
+			if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+				return err
+			}
 		}
 	}
 	return id.save(dir)

@@ -40,7 +40,8 @@ const (
 	drainFile    = "drain.json"
 	// SocketFile is the name of the operator's socket in the state directory.
 	SocketFile = "msgw.sock"
-	journalDir = "journal"
+	journalDir = "journal" // this site's messages
+	shadowDir  = "shadow"  // copies of the other site's
 	certsDir   = "certs"
 )
 

@@ -42,8 +42,11 @@ func (n mailboxes) Mailbox(address string) (smtpnode.Mailbox, error) {
 	if !ok {
 		return smtpnode.Mailbox{}, fmt.Errorf("mailbox %s has no active key", id)
 	}
-	return smtpnode.Mailbox{ID: id, Suspended: m.Status == raftstore.Suspended, Key: k.ID, Recipient: k.Recipient}, nil
+	return smtpnode.Mailbox{ID: id, Suspended: m.Status == raftstore.Suspended, Strict: s.Strict(m), Key: k.ID, Recipient: k.Recipient}, nil
 }
+
+// Strict returns whether every mailbox wants two copies always.
+func (n mailboxes) Strict() bool { return n.store.State().AllStrict() }
 
 // maildrops is the pop3d.Maildrops of this node.
 type maildrops struct {
@@ -81,13 +84,41 @@ func (d *maildrops) Login(ctx context.Context, user, password string) (pop3d.Mai
 	}
 	d.open[id] = true
 	drop := &maildrop{drops: d, mailbox: id, ids: ids}
-	for _, meta := range d.n.journal.List(id) {
+	for _, w := range d.n.waitingMail(id) {
 		// What an older password locked away stays waiting, unlisted.
-		if seal.Unlockable(m.Keys, meta.Key) {
-			drop.metas = append(drop.metas, meta)
+		if seal.Unlockable(m.Keys, w.Key) {
+			drop.mail = append(drop.mail, w)
 		}
 	}
 	return drop, nil
+}
+
+// waitingMail lists what the archive is to get at this site: its own messages, once the
+// other site has said which of them it handed over, and those of the other site while
+// they are adopted.
+func (n *Node) waitingMail(mailbox string) (mail []waitingMail) {
+	listed := map[journal.ID]bool{}
+	list := func(from *journal.Journal, metas []journal.Meta) {
+		for _, meta := range metas {
+			if !listed[meta.ID] { // a maildrop must not have an id twice (RFC 1939 section 7)
+				listed[meta.ID] = true
+				mail = append(mail, waitingMail{meta, from})
+			}
+		}
+	}
+	if n.shipper.Listable() {
+		list(n.journal, n.journal.List(mailbox))
+	} else {
+		n.log.Info("own messages are not listed yet: the other site may have handed some of them over", "mailbox", mailbox)
+	}
+	list(n.held, n.holder.List(mailbox))
+	return mail
+}
+
+// waitingMail is a message with the journal that it lies in.
+type waitingMail struct {
+	journal.Meta
+	from *journal.Journal
 }
 
 // maildrop is one mailbox while an archive has it open.
@@ -95,12 +126,12 @@ type maildrop struct {
 	drops   *maildrops
 	mailbox string
 	ids     []seal.Identity
-	metas   []journal.Meta
+	mail    []waitingMail
 }
 
 func (d *maildrop) Messages() []pop3d.Message {
-	ms := make([]pop3d.Message, len(d.metas))
-	for i, m := range d.metas {
+	ms := make([]pop3d.Message, len(d.mail))
+	for i, m := range d.mail {
 		lfDot := m.Flags&journal.LFDot != 0
 		ms[i] = pop3d.Message{ID: m.ID.String(), LFDot: lfDot,
 			Octets: pop3d.Octets(m.Octets, m.BareLFs, m.Flags&journal.NoFinalCRLF == 0, lfDot)}
@@ -110,13 +141,13 @@ func (d *maildrop) Messages() []pop3d.Message {
 
 // Open unseals a message and passes over the trace block before it.
 func (d *maildrop) Open(_ context.Context, i int) (io.ReadCloser, error) {
-	m := d.metas[i]
-	r, err := d.drops.n.journal.Open(m.ID)
+	m := d.mail[i]
+	r, err := m.from.Open(m.ID)
 	if err != nil {
 		d.drops.n.log.Error("waiting message cannot be read", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
 		return nil, err
 	}
-	p, err := unseal(r, m, d.ids)
+	p, err := unseal(r, m.Meta, d.ids)
 	if err != nil {
 		r.Close()
 		d.drops.n.log.Error("waiting message cannot be opened", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
@@ -146,11 +177,22 @@ func unseal(r *journal.Reader, m journal.Meta, ids []seal.Identity) (io.Reader, 
 }
 
 func (d *maildrop) Delete(_ context.Context, which []int) error {
-	ids := make([]journal.ID, len(which))
-	for i, w := range which {
-		ids[i] = d.metas[w].ID
+	n := d.drops.n
+	ids := map[*journal.Journal][]journal.ID{}
+	for _, w := range which {
+		m := d.mail[w]
+		ids[m.from] = append(ids[m.from], m.ID)
 	}
-	return d.drops.n.journal.Delete(ids...)
+	if own := ids[n.journal]; len(own) > 0 {
+		if err := n.journal.Delete(own...); err != nil {
+			return err
+		}
+		n.shipper.Deleted(own...)
+	}
+	if copies := ids[n.held]; len(copies) > 0 {
+		return n.held.Delete(copies...) // the owner hears of it when it is back
+	}
+	return nil
 }
 
 func (d *maildrop) Close() {

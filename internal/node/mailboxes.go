@@ -168,6 +168,9 @@ func (n operator) DeleteMailbox(ctx context.Context, id string) (admin.Change, e
 		case h.Messages > 0:
 			return admin.Change{}, admin.Errorf(http.StatusConflict, "let the archive fetch them first",
 				"mailbox %s has %d messages waiting at %s", m.ID, h.Messages, h.Site)
+		case h.Copies > 0:
+			return admin.Change{}, admin.Errorf(http.StatusConflict, "they go when the sites are in SYNC; `msgw status` shows it",
+				"%s holds copies of %d messages of mailbox %s", h.Site, h.Copies, m.ID)
 		}
 	}
 	return n.change(ctx, raftstore.SetStatus{ID: m.ID, Status: raftstore.Retired})
@@ -176,10 +179,10 @@ func (n operator) DeleteMailbox(ctx context.Context, id string) (admin.Change, e
 // Mailboxes lists all mailboxes and what waits in them.
 func (n operator) Mailboxes(ctx context.Context) ([]admin.Mailbox, error) {
 	s := n.store.State()
-	waiting, errs := n.askWaiting(ctx)
+	all, errs := n.askHoldings(ctx)
 	out := make([]admin.Mailbox, 0, len(s.Mailboxes))
 	for _, m := range s.Mailboxes {
-		out = append(out, n.describe(m, waiting, errs))
+		out = append(out, n.describe(m, all, errs))
 	}
 	slices.SortFunc(out, func(a, b admin.Mailbox) int { return strings.Compare(a.ID, b.ID) })
 	return out, nil
@@ -191,36 +194,36 @@ func (n operator) Mailbox(ctx context.Context, id string) (admin.Mailbox, error)
 	if err != nil {
 		return admin.Mailbox{}, err
 	}
-	waiting, errs := n.askWaiting(ctx)
-	return n.describe(m, waiting, errs), nil
+	all, errs := n.askHoldings(ctx)
+	return n.describe(m, all, errs), nil
 }
 
-// askWaiting asks every site what waits there.
-func (n *Node) askWaiting(ctx context.Context) (map[string]map[string]journal.Waiting, map[string]error) {
+// askHoldings asks every site what it has.
+func (n *Node) askHoldings(ctx context.Context) (map[string]holdings, map[string]error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	var mu sync.Mutex
-	waiting, errs := map[string]map[string]journal.Waiting{}, map[string]error{}
+	all, errs := map[string]holdings{}, map[string]error{}
 	var wg sync.WaitGroup
 	for _, name := range n.store.State().Sites() {
 		wg.Go(func() {
-			w, err := n.waitingAt(ctx, name)
+			h, err := n.holdingsAt(ctx, name)
 			mu.Lock()
 			defer mu.Unlock()
-			waiting[name], errs[name] = w, err
+			all[name], errs[name] = h, err
 		})
 	}
 	wg.Wait()
-	return waiting, errs
+	return all, errs
 }
 
 func (n *Node) heldOf(ctx context.Context, m raftstore.Mailbox) []admin.Held {
-	waiting, errs := n.askWaiting(ctx)
-	return n.describe(m, waiting, errs).Sites
+	all, errs := n.askHoldings(ctx)
+	return n.describe(m, all, errs).Sites
 }
 
-func (n *Node) describe(m raftstore.Mailbox, waiting map[string]map[string]journal.Waiting, errs map[string]error) admin.Mailbox {
-	out := admin.Mailbox{ID: m.ID, Address: n.address(m.ID), Description: m.Description, Status: string(m.Status), Created: m.Created}
+func (n *Node) describe(m raftstore.Mailbox, all map[string]holdings, errs map[string]error) admin.Mailbox {
+	out := admin.Mailbox{ID: m.ID, Address: n.address(m.ID), Description: m.Description, Status: string(m.Status), Policy: string(m.Policy), Created: m.Created}
 	for _, k := range m.Keys {
 		out.Keys = append(out.Keys, admin.Key{ID: k.ID, State: string(k.State), Created: k.Created})
 	}
@@ -229,11 +232,21 @@ func (n *Node) describe(m raftstore.Mailbox, waiting map[string]map[string]journ
 		if err := errs[name]; err != nil {
 			h.Error = err.Error()
 		} else {
-			w := waiting[name][m.ID]
-			h.Messages, h.Octets, h.Oldest = w.Messages, w.Octets, w.Oldest
-			for key, count := range w.Keys {
-				if !seal.Unlockable(m.Keys, key) {
-					h.Locked += count
+			own, copies := all[name].Own[m.ID], all[name].Copies[m.ID]
+			h.Copies = copies.Messages
+			handed := []journal.Waiting{own}
+			if h.Adopted = all[name].Adopted; h.Adopted {
+				handed = append(handed, copies)
+			}
+			for _, w := range handed {
+				h.Messages, h.Octets = h.Messages+w.Messages, h.Octets+w.Octets
+				if h.Oldest.IsZero() || !w.Oldest.IsZero() && w.Oldest.Before(h.Oldest) {
+					h.Oldest = w.Oldest
+				}
+				for key, count := range w.Keys {
+					if !seal.Unlockable(m.Keys, key) {
+						h.Locked += count
+					}
 				}
 			}
 		}

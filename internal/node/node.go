@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -26,6 +25,7 @@ import (
 	"msgw/internal/peer"
 	"msgw/internal/pop3d"
 	"msgw/internal/seal"
+	"msgw/internal/shadow"
 	"msgw/raftstore"
 	"msgw/smtpnode"
 )
@@ -40,10 +40,14 @@ type Node struct {
 	metrics *prometheus.Registry
 
 	members *members         // who belongs to the cluster, and this node's certificate
-	peers   *peer.Client     // calls to the other nodes
+	dialer  *peer.Dialer     // connections to the other nodes
+	peers   *peer.Client     // calls to them
 	store   *raftstore.Store // replicated configuration
 	deriver *seal.Deriver    // password checks
-	journal *journal.Journal // sealed messages; nil at a witness
+	journal *journal.Journal // this site's sealed messages; nil at a witness
+	held    *journal.Journal // copies of the other site's; nil at a witness
+	shipper *shadow.Shipper  // sends copies; nil at a witness
+	holder  *shadow.Holder   // keeps copies; nil at a witness
 	certs   *certs.Manager   // nil at a witness
 	health  *health.Monitor  // verdicts
 	drain   *drain           // this node's own wish
@@ -88,15 +92,15 @@ func (n *Node) run(ctx context.Context) (err error) {
 	if n.members, err = openMembers(n); err != nil {
 		return err
 	}
-	dialer := peer.NewDialer(n.members)
-	n.peers = peer.NewClient(dialer)
+	n.dialer = peer.NewDialer(n.members)
+	n.peers = peer.NewClient(n.dialer)
 	defer n.peers.Close()
 	peerAddr, err := n.cfg.PeerAddress()
 	if err != nil {
 		return operatorError(err, "")
 	}
 	peers := peer.NewServer(n.members, peerAddr, n.log)
-	stream := &raftStream{Listener: peers.Listener(peer.Raft), dialer: dialer, members: n.members}
+	stream := &raftStream{Listener: peers.Listener(peer.Raft), dialer: n.dialer, members: n.members}
 	n.store, err = raftstore.Open(raftstore.Options{Dir: n.cfg.State, Name: n.id.Name, ID: n.id.ID, Witness: n.witness,
 		Stream: stream, Peers: peerCalls{n}, Log: n.log})
 	if errors.Is(err, raftstore.ErrNoState) {
@@ -114,15 +118,11 @@ func (n *Node) run(ctx context.Context) (err error) {
 
 	// The rooms of a site.
 	if !n.witness {
-		dir := filepath.Join(n.cfg.State, journalDir)
-		if _, err := os.Stat(dir); err != nil {
-			return operatorError(fmt.Errorf("the waiting mail is not where it was: %w", err),
-				"mount or restore it; to go on without what waited there, make the directory, empty")
-		}
-		if n.journal, err = journal.Open(dir, journal.Options{Log: n.log}); err != nil {
+		closeMail, err := n.openMail()
+		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, n.journal.Close()) }()
+		defer func() { err = errors.Join(err, closeMail()) }()
 		n.drops = newMaildrops(n)
 		if n.certs, err = n.openCerts(); err != nil {
 			return err
@@ -155,7 +155,13 @@ func (n *Node) run(ctx context.Context) (err error) {
 		run("certificates", func(ctx context.Context) error { n.certs.Run(ctx); return nil })
 		run("zone", n.zone.run)
 		run("dns", dns.Serve)
-		run("smtp", func(ctx context.Context) error { return n.smtpServer().Serve(ctx, listeners.smtp) })
+		// Transfers that a stop finds under way still get their second copy.
+		shipping, stop := context.WithCancel(context.WithoutCancel(ctx))
+		run("smtp", func(ctx context.Context) error { defer stop(); return n.smtpServer().Serve(ctx, listeners.smtp) })
+		run("copies", func(context.Context) error { n.shipper.Run(shipping); return nil })
+		run("adoption", func(ctx context.Context) error { n.holder.Run(ctx); return nil })
+		copies := fromOther{peers.Listener(peer.Copies), n}
+		run("copies of the other site", func(ctx context.Context) error { return n.holder.Serve(ctx, copies) })
 		run("pop3", func(ctx context.Context) error { return n.pop3Server().Serve(ctx, listeners.pop3, listeners.pop3s) })
 	}
 	if listeners.metrics != nil {
@@ -264,7 +270,7 @@ func (l *listeners) close() {
 }
 
 func (n *Node) smtpServer() *smtpnode.Server {
-	return smtpnode.New(smtpnode.Options{Host: n.host(), TLS: n.certs.TLS(), Mailboxes: mailboxes{n}, Store: n.journal,
+	return smtpnode.New(smtpnode.Options{Host: n.host(), TLS: n.certs.TLS(), Mailboxes: mailboxes{n}, Store: mailStore{n},
 		Log: n.log, Metrics: n.metrics})
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"msgw/internal/admin"
 	"msgw/internal/certs"
+	"msgw/internal/journal"
 	"msgw/raftstore"
 )
 
@@ -104,7 +105,7 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 	out := admin.Status{Node: n.id.Name, Role: string(n.id.Role), Version: n.version, Cluster: n.id.Cluster, Zone: s.Zone.Name,
 		Epoch: s.Epoch.Number, EpochID: s.Epoch.ID, Revision: s.Revision, Applied: st.Applied, Leader: st.Leader, Quorum: st.Quorum,
 		Voters: st.Voters, Accepting: own.Accepting && !n.witness, Reason: own.Reason, Drained: own.Drained, Waiting: own.Waiting,
-		Peers: n.askPeers(ctx, s), Certs: n.certificates(), MX: []admin.MX{}, Trouble: []string{}}
+		Copies: own.Copies, Peers: n.askPeers(ctx, s), Certs: n.certificates(), MX: []admin.MX{}, Trouble: []string{}}
 	if n.zone != nil {
 		out.MX = n.zone.snap.Load().mx()
 	}
@@ -128,9 +129,16 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 			trouble("%s accepts no mail: %s", p.Name, p.Reason)
 		}
 	}
-	if n.journal != nil {
-		for _, d := range n.journal.Damaged() {
-			trouble("journal: %s at octet %d: %v", d.File, d.Offset, d.Err)
+	if !n.witness {
+		out.Trouble = append(out.Trouble, copyTrouble(own.Copies)...)
+		for _, d := range append(n.journal.Damaged(), n.held.Damaged()...) {
+			trouble("damaged: %s at octet %d: %v", d.File, d.Offset, d.Err)
+		}
+		if err := n.held.Err(); err != nil {
+			trouble("no copies can be kept for the other site: %v", err)
+		}
+		if n.journal.Low() {
+			trouble("the disk of %s fills up", n.cfg.State)
 		}
 	}
 	for _, c := range out.Certs {
@@ -166,7 +174,7 @@ func (n *Node) askPeers(ctx context.Context, s *raftstore.State) []admin.Peer {
 			p.Reachable, p.Epoch, p.EpochID, p.Applied = true, r.Epoch.Number, r.Epoch.ID, r.Position.Index
 			p.Drained = r.Drained
 			if p.Role == string(raftstore.Site) {
-				p.Accepting, p.Reason, p.Waiting = r.Accepting, r.Reason, &r.Waiting
+				p.Accepting, p.Reason, p.Waiting, p.Copies = r.Accepting, r.Reason, &r.Waiting, r.Copies
 			}
 		})
 	}
@@ -296,13 +304,15 @@ func (n *Node) purgeRetired(ctx context.Context) {
 		if name != n.id.Name {
 			p, err = peerCalls{n}.Position(ctx, name)
 		}
-		w, werr := n.waitingAt(ctx, name)
+		h, herr := n.holdingsAt(ctx, name)
 		r, rerr := n.ask(ctx, name)
-		if err != nil || werr != nil || rerr != nil || p.Index < s.Index || r.Damaged > 0 {
+		if err != nil || herr != nil || rerr != nil || p.Index < s.Index || r.Damaged > 0 {
 			return // a site that cannot be asked, or read, may hold something
 		}
-		for id, m := range w {
-			held[id] += m.Messages
+		for _, w := range []map[string]journal.Waiting{h.Own, h.Copies} {
+			for id, m := range w {
+				held[id] += m.Messages
+			}
 		}
 	}
 	for _, id := range due {

@@ -15,6 +15,7 @@ import (
 	"msgw/internal/health"
 	"msgw/internal/journal"
 	"msgw/internal/peer"
+	"msgw/internal/shadow"
 	"msgw/raftstore"
 )
 
@@ -25,16 +26,18 @@ type report struct {
 	Epoch    raftstore.Epoch    `json:"epoch"`
 	Position raftstore.Position `json:"position"`
 	Waiting  admin.Waiting      `json:"waiting"`
-	Damaged  int                `json:"damaged"` // places in its journal that cannot be read
+	Copies   *admin.Copies      `json:"copies,omitempty"`
+	Damaged  int                `json:"damaged"` // places in its journals that cannot be read
 }
 
 func (n *Node) report() report {
 	reason := n.refusal()
 	r := report{Node: n.id.Name, Epoch: n.store.State().Epoch, Position: n.store.Position()}
 	r.Report = health.Report{Accepting: reason == "", Reason: reason, Drained: n.drain.get(), Views: n.health.Views()}
-	if n.journal != nil {
-		r.Waiting = total(n.journal.Waiting())
-		r.Damaged = len(n.journal.Damaged())
+	if !n.witness {
+		h := n.holdings()
+		r.Waiting, r.Copies = h.waiting(), n.copies(h)
+		r.Damaged = len(n.journal.Damaged()) + len(n.held.Damaged())
 	}
 	return r
 }
@@ -49,6 +52,11 @@ func (n *Node) refusal() string {
 	}
 	if err := n.journal.Room(0); err != nil {
 		return err.Error()
+	}
+	if n.store.State().AllStrict() {
+		if err := n.shipper.Refuse(true); err != nil {
+			return err.Error()
+		}
 	}
 	if err := n.health.OwnSMTP(); err != nil {
 		return err.Error()
@@ -157,15 +165,30 @@ func (n *Node) registerGauges() {
 	}
 	gauge("accepting", "1 if mail is taken.", func() float64 { return truth(n.refusal() == "") })
 	gauge("drained", "1 if this node asks for no new mail.", func() float64 { return truth(n.drain.get()) })
-	gauge("journal_waiting_messages", "Messages that the archive has not fetched.", func() float64 { return float64(total(n.journal.Waiting()).Messages) })
-	gauge("journal_waiting_octets", "Their octets.", func() float64 { return float64(total(n.journal.Waiting()).Octets) })
+	gauge("journal_waiting_messages", "Messages that the archive has not fetched.", func() float64 { return float64(n.holdings().waiting().Messages) })
+	gauge("journal_waiting_octets", "Their octets.", func() float64 { return float64(n.holdings().waiting().Octets) })
 	gauge("journal_oldest_seconds", "Age of the oldest of them; 0 if there is none.", func() float64 {
-		if t := total(n.journal.Waiting()).Oldest; !t.IsZero() {
+		if t := n.holdings().waiting().Oldest; !t.IsZero() {
 			return time.Since(t).Seconds()
 		}
 		return 0
 	})
-	gauge("journal_damaged", "Places in the journal that cannot be read.", func() float64 { return float64(len(n.journal.Damaged())) })
+	gauge("journal_damaged", "Places in the journals that cannot be read.", func() float64 {
+		return float64(len(n.journal.Damaged()) + len(n.held.Damaged()))
+	})
+	gauge("disk_low", "1 if the disk fills up: mail is refused before it is full.", func() float64 { return truth(n.journal.Low()) })
+	for _, s := range []shadow.State{shadow.Sync, shadow.Hold, shadow.Degraded, shadow.CatchUp, shadow.Alone} {
+		n.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "msgw_copies_state", Help: "1 for the state of the copies at the other site.",
+			ConstLabels: prometheus.Labels{"state": string(s)}}, func() float64 { return truth(n.shipper.Report().State == s) }))
+	}
+	gauge("copies_single_messages", "Messages that the other site is not known to hold.", func() float64 { return float64(n.shipper.Report().Single) })
+	gauge("copies_lost_messages", "Messages that only the other site holds and that cannot be fetched.", func() float64 { return float64(n.shipper.Report().Lost) })
+	gauge("copies_conflicts", "Messages that differ between the sites.", func() float64 { return float64(n.shipper.Report().Conflicts) })
+	gauge("copies_held_messages", "Copies of the other site's messages here.", func() float64 { return float64(total(n.held.Waiting()).Messages) })
+	gauge("copies_adopted", "1 if the other site's messages are handed over here.", func() float64 {
+		adopted, _, _ := n.holder.Adopted()
+		return truth(adopted)
+	})
 	gauge("certificate_expiry_seconds", "Time until the certificate in use ends.", func() float64 {
 		for _, c := range n.certs.List() {
 			if c.Served {

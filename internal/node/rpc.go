@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"msgw/internal/ca"
-	"msgw/internal/journal"
 	"msgw/internal/peer"
 	"msgw/raftstore"
 )
@@ -32,7 +31,7 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 	handle(rpc, "/propose", func(_ context.Context, raw json.RawMessage) (json.RawMessage, error) { return n.store.Receive(raw) })
 	handle(rpc, "/position", func(context.Context, struct{}) (raftstore.Position, error) { return n.store.Position(), nil })
 	handle(rpc, "/confirm", func(context.Context, struct{}) (uint64, error) { return n.store.Confirm() })
-	handle(rpc, "/waiting", func(context.Context, struct{}) (map[string]journal.Waiting, error) { return n.waiting(), nil })
+	handle(rpc, "/holdings", func(context.Context, struct{}) (holdings, error) { return n.holdings(), nil })
 	handle(rpc, "/drain", func(_ context.Context, drained bool) (struct{}, error) { return struct{}{}, n.setOwnDrain(drained) })
 	rpc.HandleFunc("POST /sign", n.signWitness)
 
@@ -139,21 +138,14 @@ func (p peerCalls) Confirm(ctx context.Context, name string) (uint64, error) {
 	return out, err
 }
 
-// waitingAt asks a site what waits there, by mailbox.
-func (n *Node) waitingAt(ctx context.Context, name string) (map[string]journal.Waiting, error) {
+// holdingsAt asks a site what it has.
+func (n *Node) holdingsAt(ctx context.Context, name string) (holdings, error) {
 	if name == n.id.Name {
-		return n.waiting(), nil
+		return n.holdings(), nil
 	}
-	var out map[string]journal.Waiting
-	err := peerCalls{n}.call(ctx, name, "/waiting", struct{}{}, &out)
+	var out holdings
+	err := peerCalls{n}.call(ctx, name, "/holdings", struct{}{}, &out)
 	return out, err
-}
-
-func (n *Node) waiting() map[string]journal.Waiting {
-	if n.journal == nil {
-		return nil
-	}
-	return n.journal.Waiting()
 }
 
 // signWitness issues a new peer certificate to the witness, which cannot issue its

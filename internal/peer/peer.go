@@ -30,6 +30,7 @@ type Protocol struct {
 var (
 	Raft   = Protocol{"msgw-raft/1", true}
 	RPC    = Protocol{"msgw-rpc/1", true}
+	Copies = Protocol{"msgw-copies/1", true}
 	Status = Protocol{"msgw-status/1", false} // an old node learns here that there is a new epoch
 	Join   = Protocol{"msgw-join/1", false}   // no client certificate: an invitation is shown instead
 )
@@ -116,7 +117,7 @@ func (s *Server) Handle(ctx context.Context, c net.Conn) {
 	alpn := tc.ConnectionState().NegotiatedProtocol
 	s.mu.Lock()
 	var q *queue
-	for _, p := range []Protocol{Raft, RPC, Status, Join} {
+	for _, p := range []Protocol{Raft, RPC, Copies, Status, Join} {
 		if p.alpn(s.m.Epoch()) == alpn {
 			q = s.queues[p.name]
 		}
@@ -164,7 +165,7 @@ func (s *Server) config(h *tls.ClientHelloInfo) (*tls.Config, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, p := range []Protocol{Raft, RPC, Status, Join} {
+	for _, p := range []Protocol{Raft, RPC, Copies, Status, Join} {
 		if s.queues[p.name] != nil && (p == Join) == joining {
 			c.NextProtos = append(c.NextProtos, p.alpn(s.m.Epoch()))
 		}

@@ -16,17 +16,23 @@ import (
 	"msgw/internal/journal"
 )
 
-// HolderOptions of a Holder. Zero times mean the defaults.
+// HolderOptions of a Holder.
 type HolderOptions struct {
 	Held *journal.Journal // the copies, opened with KeepGraves
 	Dir  string           // for what must survive a restart
 	// Silence is how long the owner must have been silent before its messages are
 	// adopted; default 15 min. Confirmed is the same if Confirm says that nobody else
 	// hears of it either; default 2 min.
-	Silence, Confirmed time.Duration
-	Confirm            func() bool // may be nil
+	Silence, Confirmed func() time.Duration // nil: the defaults
+	Confirm            func() bool          // may be nil
 	Log                *slog.Logger
 }
+
+// The defaults of HolderOptions.Silence and HolderOptions.Confirmed.
+const (
+	AdoptAfter     = 15 * time.Minute
+	AdoptConfirmed = 2 * time.Minute
+)
 
 // Holder keeps the other site's messages. While the other site is gone for long, it
 // adopts them: they are listed here.
@@ -55,11 +61,11 @@ const adoptionFile = "adoption.json"
 
 // OpenHolder reads whether the other site's messages are adopted.
 func OpenHolder(opt HolderOptions) (*Holder, error) {
-	if opt.Silence == 0 {
-		opt.Silence = 15 * time.Minute
+	if opt.Silence == nil {
+		opt.Silence = func() time.Duration { return AdoptAfter }
 	}
-	if opt.Confirmed == 0 {
-		opt.Confirmed = 2 * time.Minute
+	if opt.Confirmed == nil {
+		opt.Confirmed = func() time.Duration { return AdoptConfirmed }
 	}
 	h := &Holder{opt: opt, log: opt.Log, held: opt.Held, heard: time.Now(), storing: map[journal.ID]chan struct{}{}, coming: map[journal.ID]*receiver{}}
 	b, err := os.ReadFile(filepath.Join(opt.Dir, adoptionFile))
@@ -99,14 +105,14 @@ func (h *Holder) due(now time.Time) (why string, heard time.Time) {
 	h.mu.Lock()
 	heard, adopted := h.heard, h.adoption.Adopted
 	h.mu.Unlock()
-	silent := now.Sub(heard)
+	silent, silence, confirmed := now.Sub(heard), h.opt.Silence(), h.opt.Confirmed()
 	switch {
-	case adopted || silent < h.opt.Confirmed || len(h.held.Waiting()) == 0:
+	case adopted || silent < min(silence, confirmed) || len(h.held.Waiting()) == 0:
 		return "", heard
-	case silent >= h.opt.Silence:
-		return fmt.Sprintf("the other site was silent for %v", h.opt.Silence), heard
-	case silent >= h.opt.Confirmed && h.opt.Confirm != nil && h.opt.Confirm():
-		return fmt.Sprintf("the other site was silent for %v, and others do not hear of it either", h.opt.Confirmed), heard
+	case silent >= silence:
+		return fmt.Sprintf("the other site was silent for %v", silence), heard
+	case silent >= confirmed && h.opt.Confirm != nil && h.opt.Confirm():
+		return fmt.Sprintf("the other site was silent for %v, and others do not hear of it either", confirmed), heard
 	}
 	return "", heard
 }
@@ -120,6 +126,13 @@ func (h *Holder) Adopted() (adopted bool, since time.Time, why string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.adoption.Adopted, h.adoption.Since, h.adoption.Why
+}
+
+// Heard returns when the owner was last heard, or when this Holder was opened.
+func (h *Holder) Heard() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.heard
 }
 
 // List returns what waits in a mailbox of the other site's messages, if they are

@@ -90,18 +90,19 @@ type ticket struct {
 }
 
 // Commit makes messages durable at both sites, or at this one if strict is not set and
-// the state is DEGRADED or ALONE, and lists them; all of them or none. ErrSingle means
-// that the other site did not confirm and that the messages were dropped. Other errors
-// are those of journal.Commit, or say that messages could be neither confirmed nor
-// dropped: they may be listed later.
-func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) error {
+// the state is DEGRADED or ALONE, and lists them; all of them or none. It returns how
+// many copies each of them has at least: 1 or 2. ErrSingle means that the other site did
+// not confirm and that the messages were dropped. Other errors are those of
+// journal.Commit, or say that messages could be neither confirmed nor dropped: they may
+// be listed later.
+func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) (copies int, err error) {
 	if err := s.Refuse(strict); err != nil {
 		for _, m := range ms {
 			m.Body.Discard()
 		}
-		return err
+		return 0, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.opt.Times.Wait)
+	ctx, cancel := context.WithTimeout(ctx, s.times().Wait)
 	defer cancel()
 	own := make([]journal.Message, len(ms))
 	tickets, err := s.take(ms)
@@ -109,7 +110,7 @@ func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) error 
 		for _, m := range ms {
 			m.Body.Discard()
 		}
-		return err
+		return 0, err
 	}
 	for i, m := range ms {
 		m.Meta.Sealed = m.Body.size
@@ -125,7 +126,7 @@ func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) error 
 		for _, m := range ms {
 			s.dropTicket(m.Meta.ID)
 		}
-		return err
+		return 0, err
 	}
 	if err := s.await(ctx, strict, tickets); err != nil {
 		for _, m := range ms {
@@ -133,31 +134,35 @@ func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) error 
 		}
 		if aerr := p.Abort(); aerr != nil {
 			// They stay durable and unlisted here until the next start lists them.
-			return fmt.Errorf("not confirmed by the other site (%v), and not dropped here: %w", err, aerr)
+			return 0, fmt.Errorf("not confirmed by the other site (%v), and not dropped here: %w", err, aerr)
 		}
 		s.Deleted() // the other site may hold them
-		return err
+		return 0, err
 	}
 	p.List()
-	s.settle(ms)
-	return nil
+	return s.settle(ms), nil
 }
 
 // settle takes messages that were listed off the tickets; those without a copy are
-// remembered as such.
-func (s *Shipper) settle(ms []Message) {
+// remembered as such. It returns how many copies each has at least.
+func (s *Shipper) settle(ms []Message) (copies int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	copies = 2
 	for _, m := range ms {
 		t := s.tickets[m.Meta.ID]
 		delete(s.tickets, m.Meta.ID)
 		select {
 		case <-t.held:
 		default:
-			s.missing[m.Meta.ID] = struct{}{}
+			copies = 1
+			if !s.alone { // else the first comparison finds it
+				s.missing[m.Meta.ID] = struct{}{}
+			}
 		}
 	}
 	s.judge(time.Now())
+	return copies
 }
 
 // take makes the tickets of messages. An id has one at a time, and none if a message
@@ -230,7 +235,7 @@ func (s *Shipper) await(ctx context.Context, strict bool, tickets []*ticket) err
 				held = true
 			case <-changed:
 			case <-ctx.Done():
-				return fmt.Errorf("%w within %v: state is %s", ErrSingle, s.opt.Times.Wait, state)
+				return fmt.Errorf("%w within %v: state is %s", ErrSingle, s.times().Wait, state)
 			}
 		}
 	}
@@ -311,7 +316,7 @@ func (s *Shipper) inTrouble(err error) {
 func (s *Shipper) stores() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.trouble != nil && time.Since(s.refusal) >= 2*s.opt.Times.Ping {
+	if s.trouble != nil && time.Since(s.refusal) >= 2*s.times().Ping {
 		s.trouble = nil
 		s.judge(time.Now())
 	}

@@ -31,12 +31,12 @@ func (s *Shipper) maintain(ctx context.Context, l *link) error {
 			s.log.Error("the sites cannot be made equal", "err", err)
 		}
 		if err != nil {
-			pause(ctx, s.opt.Times.Ping)
+			pause(ctx, s.times().Ping)
 			continue
 		}
 		select {
 		case <-s.told:
-		case <-time.After(min(s.opt.Times.Ping, time.Until(next))):
+		case <-time.After(min(s.times().Ping, time.Until(next))):
 		case <-ctx.Done():
 		}
 	}
@@ -64,7 +64,7 @@ func (s *Shipper) equalise(ctx context.Context, l *link, back *bool, next *time.
 	if err := s.compare(ctx, l); err != nil {
 		return fmt.Errorf("compare: %w", err)
 	}
-	*next = time.Now().Add(s.opt.Times.Compare)
+	*next = time.Now().Add(s.times().Compare)
 	return nil
 }
 

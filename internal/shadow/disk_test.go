@@ -4,12 +4,12 @@ import (
 	"sync"
 	"syscall"
 
-	"msgw/internal/journal"
+	machine "msgw/internal/disk"
 )
 
 // disk is a journal's disk that can be full, fail, or hold flushes up.
 type disk struct {
-	journal.OS
+	machine.OS
 	mu     sync.Mutex
 	full   bool
 	broken bool          // flushes fail
@@ -31,7 +31,7 @@ func (d *disk) noRoom() error {
 	return nil
 }
 
-func (d *disk) Create(name string) (journal.File, error) {
+func (d *disk) Create(name string) (machine.File, error) {
 	if err := d.noRoom(); err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (d *disk) Create(name string) (journal.File, error) {
 	return diskFile{f, d}, err
 }
 
-func (d *disk) Open(name string) (journal.File, error) {
+func (d *disk) Open(name string) (machine.File, error) {
 	f, err := d.OS.Open(name)
 	return diskFile{f, d}, err
 }
@@ -52,7 +52,7 @@ func (d *disk) Free(dir string) (int64, error) {
 }
 
 type diskFile struct {
-	journal.File
+	machine.File
 	d *disk
 }
 

@@ -25,12 +25,12 @@ func TestIDIsTakenOnce(t *testing.T) {
 			return Message{journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}, b}
 		}
 		id := journal.NewID()
-		if err := p.ship.Commit(t.Context(), false, message(id, 1), message(id, 1)); !errors.Is(err, journal.ErrHeld) {
+		if _, err := p.ship.Commit(t.Context(), false, message(id, 1), message(id, 1)); !errors.Is(err, journal.ErrHeld) {
 			t.Errorf("one id twice: %v", err)
 		}
 		p.network(refused)
 		id = p.must(1, 1000)
-		if err := p.ship.Commit(t.Context(), false, message(id, 2)); !errors.Is(err, journal.ErrHeld) {
+		if _, err := p.ship.Commit(t.Context(), false, message(id, 2)); !errors.Is(err, journal.ErrHeld) {
 			t.Errorf("an id that is held: %v", err)
 		}
 		if r := p.ship.Report(); r.Single != 1 {
@@ -197,7 +197,7 @@ func TestSlowLargeMessage(t *testing.T) {
 			t.Error("it is not on its way any more")
 		}
 		meta := journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}
-		if err := p.ship.Commit(t.Context(), true, Message{meta, b}); err != nil {
+		if _, err := p.ship.Commit(t.Context(), true, Message{meta, b}); err != nil {
 			t.Fatal(err)
 		}
 		holds(t, p.held, id, 1, 900_000)
@@ -360,7 +360,7 @@ func TestAllOrNone(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := p.ship.Commit(ctx, true, ms...); err == nil {
+		if _, err := p.ship.Commit(ctx, true, ms...); err == nil {
 			t.Error("taken")
 		}
 		if n := len(p.own.List("mbx-1")); n != 0 {
@@ -377,7 +377,7 @@ func TestAllOrNone(t *testing.T) {
 			}
 			return nil
 		})
-		if err := p.ship.Commit(t.Context(), true); err != nil {
+		if _, err := p.ship.Commit(t.Context(), true); err != nil {
 			t.Errorf("no message at all: %v", err)
 		}
 		// A caller who has gone is told what is true: taken at both sites, or dropped.
@@ -385,7 +385,7 @@ func TestAllOrNone(t *testing.T) {
 		gone := p.ship.NewBody(id)
 		_, _ = gone.Write(octets(5, 1000))
 		<-ctx.Done()
-		err := p.ship.Commit(ctx, true, Message{journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}, gone})
+		_, err := p.ship.Commit(ctx, true, Message{journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}, gone})
 		if !errors.Is(err, ErrSingle) {
 			t.Errorf("%v", err)
 		}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"msgw/internal/journal"
 )
 
 // link is the connections to the other site: one lane for small messages and for
@@ -135,24 +137,23 @@ func (s *Shipper) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := s.connect(ctx); err != nil {
 			s.unreached(err)
+			if errors.Is(err, ErrAlone) {
+				s.forgetGraves()
+			}
 		} else {
 			s.useLink(ctx)
 		}
-		pause(ctx, s.opt.Times.Refused/8)
+		pause(ctx, s.times().Refused/8)
 	}
 }
 
 // watch judges the state as time passes.
 func (s *Shipper) watch(ctx context.Context) {
-	t := time.NewTicker(s.opt.Times.Refused / 8)
-	defer t.Stop()
 	for {
 		s.mu.Lock()
 		s.judge(time.Now())
 		s.mu.Unlock()
-		select {
-		case <-t.C:
-		case <-ctx.Done():
+		if !pause(ctx, s.times().Refused/8) {
 			return
 		}
 	}
@@ -187,11 +188,23 @@ func (s *Shipper) unreached(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.alone = errors.Is(err, ErrAlone)
-	s.refused = errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, ErrLink)
+	s.refused = errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EHOSTUNREACH) ||
+		errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, ErrLink)
 	if s.broken.IsZero() {
 		s.broken = time.Now()
 	}
 	s.judge(time.Now())
+}
+
+// forgetGraves drops the deletions that there is nobody to be told of. A site that comes
+// later begins without copies.
+func (s *Shipper) forgetGraves() {
+	graves := s.own.Graves()
+	ids := make([]journal.ID, len(graves))
+	for i, g := range graves {
+		ids[i] = g.ID
+	}
+	s.own.Forget(ids...)
 }
 
 func (s *Shipper) heardNow() {
@@ -214,8 +227,8 @@ func (s *Shipper) useLink(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { // signs of life, also to notice that there are none
 		defer cancel()
-		for pause(ctx, s.opt.Times.Ping) {
-			err := l.main.ping(ctx, s.opt.Times.Silent)
+		for pause(ctx, s.times().Ping) {
+			err := l.main.ping(ctx, s.times().Silent)
 			switch {
 			case err == nil:
 				s.stores()

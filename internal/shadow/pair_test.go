@@ -81,7 +81,7 @@ func (p *pair) startOwner() {
 	p.t.Helper()
 	p.own = p.openJournal(p.ownerDir, p.ownerDisk)
 	var err error
-	p.ship, err = Open(Options{Own: p.own, Dial: p.dial, Dir: p.ownerDir, Bandwidth: p.bandwidth, Log: quiet()})
+	p.ship, err = Open(Options{Own: p.own, Dial: p.dial, Dir: p.ownerDir, Settings: func() Settings { return Settings{Bandwidth: p.bandwidth} }, Log: quiet()})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -259,7 +259,11 @@ func (p *pair) give(strict bool, n uint64, size int) (journal.ID, error) {
 		part = part[k:]
 	}
 	meta := journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now().UTC(), Octets: int64(size)}
-	return id, p.ship.Commit(p.t.Context(), strict, Message{meta, b})
+	copies, err := p.ship.Commit(p.t.Context(), strict, Message{meta, b})
+	if _, held := p.held.Has(id); err == nil && copies == 2 && !held {
+		err = errors.New("two copies are claimed, and the other site has none")
+	}
+	return id, err
 }
 
 // plant puts message n under an id into the holder's journal, past the shipper.

@@ -33,12 +33,12 @@ func (s *Shipper) sendMissing(ctx context.Context, l *link) {
 	r := &resender{s: s, l: l, urgent: make(chan struct{}, sending), before: make(chan struct{}, sending), tried: map[journal.ID]time.Time{}}
 	defer r.wg.Wait()
 	for ctx.Err() == nil {
-		if r.round(ctx, time.Now().Add(s.opt.Times.Ping)) {
+		if r.round(ctx, time.Now().Add(s.times().Ping)) {
 			continue
 		}
 		select {
 		case <-s.work:
-		case <-time.After(s.opt.Times.Ping):
+		case <-time.After(s.times().Ping):
 		case <-ctx.Done():
 		}
 	}
@@ -112,7 +112,7 @@ func (r *resender) due(now time.Time) (urgent, before []journal.ID) {
 // pace waits until a message of before may be sent without more than the bandwidth.
 // false means that the round is over before.
 func (r *resender) pace(ctx context.Context, end time.Time, octets int64) bool {
-	if r.s.opt.Bandwidth <= 0 {
+	if r.s.settings().Bandwidth <= 0 {
 		return true
 	}
 	if wait := time.Until(r.paced); wait > 0 {
@@ -129,7 +129,7 @@ func (r *resender) pace(ctx context.Context, end time.Time, octets int64) bool {
 			return false
 		}
 	}
-	r.paced = time.Now().Add(time.Duration(float64(octets) / float64(r.s.opt.Bandwidth) * float64(time.Second)))
+	r.paced = time.Now().Add(time.Duration(float64(octets) / float64(r.s.settings().Bandwidth) * float64(time.Second)))
 	return true
 }
 
@@ -162,7 +162,7 @@ func (r *resender) start(ctx context.Context, id journal.ID, slots chan struct{}
 // note says when a message may be tried again: soon if that may help. One that cannot be
 // read, or that the other site does not want, does not hold up the others.
 func (r *resender) note(id journal.ID, err error) {
-	now, times := time.Now(), r.s.opt.Times
+	now, times := time.Now(), r.s.times()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {

@@ -90,7 +90,7 @@ func (s *Shipper) sendStored(ctx context.Context, l *link, id journal.ID) error 
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(ctx, s.opt.Times.Wait)
+		ctx, cancel := context.WithTimeout(ctx, s.times().Wait)
 		defer cancel()
 		return put(ctx, l, head, b)
 	}
@@ -102,7 +102,7 @@ func (s *Shipper) sendStored(ctx context.Context, l *link, id journal.ID) error 
 		st.cancel()
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.opt.Times.Wait)
+	ctx, cancel := context.WithTimeout(ctx, s.times().Wait)
 	defer cancel()
 	return st.finish(ctx, head)
 }

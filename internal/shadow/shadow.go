@@ -53,7 +53,8 @@ type Times struct {
 	Ping    time.Duration // between two signs of life; default 1 s
 }
 
-func (t Times) orDefaults() Times {
+// OrDefaults fills in the defaults.
+func (t Times) OrDefaults() Times {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
@@ -70,14 +71,29 @@ func (t Times) orDefaults() Times {
 type Options struct {
 	Own *journal.Journal // this site's messages, opened with KeepGraves
 	// Dial connects to the other site's Holder. It returns ErrAlone if there is none.
-	Dial  func(context.Context) (net.Conn, error)
-	Dir   string // for what must survive a restart
-	Times Times
+	Dial func(context.Context) (net.Conn, error)
+	Dir  string // for what must survive a restart
+	// Settings are asked for whenever they are needed: they may change. nil: the defaults.
+	Settings func() Settings
+	Log      *slog.Logger
+}
+
+// Settings of a Shipper.
+type Settings struct {
+	Times
 	// Bandwidth bounds what is sent of messages that nobody waits for, in octets per
 	// second; 0: not bounded.
 	Bandwidth int64
-	Log       *slog.Logger
 }
+
+func (s *Shipper) settings() Settings {
+	if s.opt.Settings == nil {
+		return Settings{}
+	}
+	return s.opt.Settings()
+}
+
+func (s *Shipper) times() Times { return s.settings().Times.OrDefaults() }
 
 // Shipper sends this site's messages to the other one. Run must run.
 type Shipper struct {
@@ -112,7 +128,6 @@ type Shipper struct {
 
 // Open reads the state of an earlier process and makes a Shipper.
 func Open(opt Options) (*Shipper, error) {
-	opt.Times = opt.Times.orDefaults()
 	s := &Shipper{opt: opt, own: opt.Own, log: opt.Log, start: time.Now(), work: make(chan struct{}, 1), told: make(chan struct{}, 1), changed: make(chan struct{}),
 		tickets: map[journal.ID]*ticket{}, missing: map[journal.ID]struct{}{}, conflicts: map[journal.ID]struct{}{}}
 	s.heard, s.broken = s.start, s.start
@@ -167,7 +182,7 @@ func (s *Shipper) Single() (ids []journal.ID, complete bool) {
 func (s *Shipper) Listable() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.listable || s.alone || time.Since(s.start) >= s.opt.Times.Return
+	return s.listable || s.alone || time.Since(s.start) >= s.times().Return
 }
 
 // Refuse says why a message under the policy cannot be taken now, or nil. Ask it at
@@ -183,7 +198,16 @@ func (s *Shipper) Refuse(strict bool) error {
 
 // Deleted tells the Shipper that messages were deleted, so that the other site hears
 // of it soon.
-func (s *Shipper) Deleted() { wake(s.told) }
+func (s *Shipper) Deleted(ids ...journal.ID) {
+	s.mu.Lock()
+	for _, id := range ids {
+		if s.tickets[id] == nil {
+			delete(s.missing, id)
+		}
+	}
+	s.mu.Unlock()
+	wake(s.told)
+}
 
 func wake(c chan struct{}) {
 	select {

@@ -42,12 +42,12 @@ func (s *Shipper) judge(now time.Time) {
 	switch {
 	case s.alone:
 		next = Alone
-	case s.link != nil && s.trouble == nil && now.Sub(s.heard) < s.opt.Times.Silent:
+	case s.link != nil && s.trouble == nil && now.Sub(s.heard) < s.times().Silent:
 		if next = CatchUp; s.compared && len(s.missing) == 0 && len(s.conflicts) == 0 && s.lost == 0 {
 			next = Sync
 		}
-	case now.Sub(s.heard) >= s.opt.Times.Silent, s.refused && !s.broken.IsZero() && now.Sub(s.broken) >= s.opt.Times.Refused,
-		s.trouble != nil && now.Sub(s.troubled) >= s.opt.Times.Refused:
+	case now.Sub(s.heard) >= s.times().Silent, s.refused && !s.broken.IsZero() && now.Sub(s.broken) >= s.times().Refused,
+		s.trouble != nil && now.Sub(s.troubled) >= s.times().Refused:
 		next = Degraded
 	case s.state.State != Degraded:
 		next = Hold
