@@ -107,7 +107,7 @@ runs with serve. All other commands talk to the node on this machine.`,
 		&cobra.Group{ID: "operate", Title: "Operate the appliance:"},
 		&cobra.Group{ID: "try", Title: "Try it:"})
 	root.AddCommand(serveCommand(), initCommand(), joinCommand(),
-		inviteCommand(), statusCommand(), mailboxCommand(), nodeCommand(), copiesCommand(), dnsCommand(), acmeCommand(), caCommand(),
+		inviteCommand(), statusCommand(), mailboxCommand(), nodeCommand(), copiesCommand(), journalCommand(), dnsCommand(), acmeCommand(), caCommand(),
 		labCommand(), versionCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	strictArgs(root)

@@ -27,6 +27,7 @@ type Node interface {
 	SetCopies(ctx context.Context, c CopySettings) (Change, error)
 	SetMailboxPolicy(ctx context.Context, id, policy string) (Change, error)
 	Adopt(ctx context.Context, node string) (Copies, error)
+	Journals
 	Invite(ctx context.Context, r Invite) (Invitation, error)
 }
 

@@ -41,37 +41,50 @@ func HTTPClient(dir, name string) *http.Client {
 	}}
 }
 
-// call sends in, unless it is nil, and decodes the answer into out.
-func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+// NotRunning is the Status of an Error that says that no node runs.
+const NotRunning = http.StatusNotAcceptable
+
+// send sends in, unless it is nil, and returns an answer of status 200.
+func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		body = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://msgw"+path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	res, err := c.http.Do(req)
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return Errorf(http.StatusBadRequest, "start it with `msgw serve`, or name its state directory with --dir", "no node is running at %s", c.dir)
+		return nil, Errorf(NotRunning, "start it with `msgw serve`, or name its state directory with --dir", "no node is running at %s", c.dir)
 	case errors.Is(err, os.ErrPermission):
-		return Errorf(http.StatusBadRequest, "run this as the user that the node runs as, or as root", "no permission to talk to the node at %s", c.dir)
+		return nil, Errorf(http.StatusBadRequest, "run this as the user that the node runs as, or as root", "no permission to talk to the node at %s", c.dir)
 	case err != nil:
-		return fmt.Errorf("talk to the node at %s: %w", c.dir, err)
+		return nil, fmt.Errorf("talk to the node at %s: %w", c.dir, err)
+	}
+	if res.StatusCode == http.StatusOK {
+		return res, nil
 	}
 	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		e := &Error{Status: res.StatusCode}
-		if err := json.NewDecoder(io.LimitReader(res.Body, maxRequest)).Decode(e); err != nil || e.Message == "" {
-			e.Message = "the node answered " + res.Status
-		}
-		return e
+	e := &Error{Status: res.StatusCode}
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxRequest)).Decode(e); err != nil || e.Message == "" {
+		e.Message = "the node answered " + res.Status
 	}
+	return nil, e
+}
+
+// call sends in, unless it is nil, and decodes the answer into out.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	res, err := c.send(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
 	return json.NewDecoder(res.Body).Decode(out)
 }
 

@@ -59,6 +59,7 @@ func Handler(n Node, log *slog.Logger) http.Handler {
 	post(mux, "POST /v1/acme", log, func(ctx context.Context, _ *http.Request, a ACME) (any, error) { return n.SetACME(ctx, a) })
 	get(mux, "GET /v1/ca", log, func(ctx context.Context, _ *http.Request) (any, error) { return n.CA(ctx) })
 	post(mux, "POST /v1/invites", log, func(ctx context.Context, _ *http.Request, i Invite) (any, error) { return n.Invite(ctx, i) })
+	journalRoutes(mux, n, log)
 	return mux
 }
 
@@ -86,10 +87,7 @@ func post[T any](mux *http.ServeMux, pattern string, log *slog.Logger, f func(co
 func answer(w http.ResponseWriter, pattern string, log *slog.Logger, out any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
-		var e *Error
-		if !errors.As(err, &e) {
-			e = &Error{Status: http.StatusInternalServerError, Message: err.Error()}
-		}
+		e := asError(err)
 		log.Info("operator's request refused", "request", pattern, "err", err)
 		w.WriteHeader(e.Status)
 		out = e
@@ -97,6 +95,14 @@ func answer(w http.ResponseWriter, pattern string, log *slog.Logger, out any, er
 	if err := json.NewEncoder(w).Encode(out); err != nil {
 		log.Debug("answer not taken", "request", pattern, "err", err)
 	}
+}
+
+func asError(err error) *Error {
+	var e *Error
+	if !errors.As(err, &e) {
+		e = &Error{Status: http.StatusInternalServerError, Message: err.Error()}
+	}
+	return e
 }
 
 // atSocket calls f with a path of the socket that is short enough for the kernel,

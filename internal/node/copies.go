@@ -23,15 +23,7 @@ import (
 // openMail opens this site's messages and the other site's, and what keeps the two
 // copies of each. close ends them.
 func (n *Node) openMail() (close func() error, err error) {
-	open := func(name string) (*journal.Journal, error) {
-		dir := filepath.Join(n.cfg.State, name)
-		if _, err := os.Stat(dir); err != nil {
-			return nil, operatorError(fmt.Errorf("the waiting mail is not where it was: %w", err),
-				"mount or restore it; to go on without what waited there, make the directory, empty")
-		}
-		return journal.Open(dir, journal.Options{KeepGraves: true, Log: n.log.With("journal", name)})
-	}
-	if n.journal, err = open(journalDir); err != nil {
+	if n.journal, err = n.openJournal(journalDir, journal.Options{}); err != nil {
 		return nil, err
 	}
 	close = n.journal.Close
@@ -40,7 +32,7 @@ func (n *Node) openMail() (close func() error, err error) {
 			err = errors.Join(err, close())
 		}
 	}()
-	if n.held, err = open(shadowDir); err != nil {
+	if n.held, err = n.openJournal(shadowDir, journal.Options{}); err != nil {
 		return nil, err
 	}
 	close = func() error { return errors.Join(n.held.Close(), n.journal.Close()) }
@@ -56,6 +48,16 @@ func (n *Node) openMail() (close func() error, err error) {
 		return nil, n.unreadable(err)
 	}
 	return close, nil
+}
+
+func (n *Node) openJournal(name string, o journal.Options) (*journal.Journal, error) {
+	dir := filepath.Join(n.cfg.State, name)
+	if _, err := os.Stat(dir); err != nil {
+		return nil, operatorError(fmt.Errorf("the waiting mail is not where it was: %w", err),
+			"mount or restore it; to go on without what waited there, make the directory, empty")
+	}
+	o.KeepGraves, o.Log = true, n.log.With("journal", name)
+	return journal.Open(dir, o)
 }
 
 // unreadable is for a small file of the state directory that does not parse.

@@ -142,21 +142,11 @@ func (d *maildrop) Messages() []pop3d.Message {
 // Open unseals a message and passes over the trace block before it.
 func (d *maildrop) Open(_ context.Context, i int) (io.ReadCloser, error) {
 	m := d.mail[i]
-	r, err := m.from.Open(m.ID)
+	r, err := openPlain(m.from, m.Meta, d.ids)
 	if err != nil {
-		d.drops.n.log.Error("waiting message cannot be read", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
-		return nil, err
-	}
-	p, err := unseal(r, m.Meta, d.ids)
-	if err != nil {
-		r.Close()
 		d.drops.n.log.Error("waiting message cannot be opened", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
-		return nil, err
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{p, r}, nil
+	return r, err
 }
 
 // unseal opens the message behind m and checks that its octets belong to m.

@@ -45,6 +45,7 @@ type Holder struct {
 
 	mu       sync.Mutex
 	heard    time.Time // from the owner, on any connection, or the start
+	met      bool      // it was heard by this process
 	adoption adoption
 	storing  map[journal.ID]chan struct{} // copies being stored; closed when that has ended
 	coming   map[journal.ID]*receiver     // large copies coming in
@@ -128,10 +129,13 @@ func (h *Holder) Adopted() (adopted bool, since time.Time, why string) {
 	return h.adoption.Adopted, h.adoption.Since, h.adoption.Why
 }
 
-// Heard returns when the owner was last heard, or when this Holder was opened.
+// Heard returns when the owner was last heard by this process; zero if never.
 func (h *Holder) Heard() time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if !h.met {
+		return time.Time{}
+	}
 	return h.heard
 }
 
@@ -172,5 +176,5 @@ func (h *Holder) setAdopted(adopted bool, why string, heard time.Time) error {
 func (h *Holder) hear() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.heard = time.Now()
+	h.heard, h.met = time.Now(), true
 }

@@ -98,9 +98,12 @@ func (l *Lab) File() lab.File {
 
 // Msgw runs the program and returns what it printed.
 func (l *Lab) Msgw(args ...string) (string, error) {
-	out, err := exec.Command(l.program, args...).CombinedOutput()
+	out, err := l.Command(args...).CombinedOutput()
 	return string(out), err
 }
+
+// Command is the program with arguments, to be run.
+func (l *Lab) Command(args ...string) *exec.Cmd { return exec.Command(l.program, args...) }
 
 // CheckLog looks for what a node must never say, and shows the end of its log if the
 // test failed.
