@@ -196,6 +196,24 @@ func TestCopies(t *testing.T) {
 	p.export(first, small)
 	noPlaintextOnDisk(t, p.nodes[1].Dir)
 
+	// A record that rots at one site is repaired from the other, whoever finds it.
+	for site := range 2 {
+		p.rot(site, second)
+		if out := p.msgw(site, 1, "journal", "verify"); !strings.Contains(out, "damaged: message "+second) {
+			t.Errorf("verify, after the disk of %s has rotted: %s", p.nodes[site].Name, out)
+		}
+		labtest.Within(t, 20*time.Second, "it is repaired", func() error {
+			if d := p.status(site).Trouble; len(d) > 0 {
+				return fmt.Errorf("%q", d)
+			}
+			return nil
+		})
+		p.msgw(site, 0, "journal", "verify")
+	}
+	if r := p.status(0).Copies; r.Repaired != 2 {
+		t.Errorf("repaired: %+v", r)
+	}
+
 	// Without the other site mail is taken with one copy, but not for a strict mailbox,
 	// nor for one and another that is strict.
 	p.lab("kill", "msgw2")
@@ -302,6 +320,23 @@ func TestCopies(t *testing.T) {
 	})
 	if log, err := os.ReadFile(p.nodes[0].Dir + ".log"); err != nil || !regexp.MustCompile(`mail accepted.*`+first+`.* copies=2 `).Match(log) || !regexp.MustCompile(`mail accepted.*`+third+`.* copies=1 `).Match(log) {
 		t.Errorf("the log does not say how many copies there are: %v", err)
+	}
+}
+
+// rot changes an octet of a large message on the disk of a site.
+func (p *pair) rot(site int, id string) {
+	p.t.Helper()
+	paths, err := filepath.Glob(filepath.Join(p.nodes[site].Dir, "*", "*", "bodies", id))
+	if err != nil || len(paths) != 1 {
+		p.t.Fatalf("body of %s: %v, %v", id, paths, err)
+	}
+	b, err := os.ReadFile(paths[0])
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	if err := os.WriteFile(paths[0], b, 0o600); err != nil {
+		p.t.Fatal(err)
 	}
 }
 

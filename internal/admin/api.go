@@ -90,6 +90,8 @@ type Copies struct {
 	Compared  bool      `json:"compared"`  // whether single is known to be complete
 	Lost      int       `json:"lost"`      // messages that only the other site has and that cannot be fetched
 	Conflicts int       `json:"conflicts"` // messages that differ between the sites
+	Damaged   int       `json:"damaged"`   // messages, here or there, that could not be repaired from the other copy
+	Repaired  int       `json:"repaired"`  // those that were, since the node started
 	Heard     time.Time `json:"heard"`     // when the other site last answered
 	Trouble   string    `json:"trouble,omitempty"`
 	Held      int       `json:"held"` // copies of the other site's messages here

@@ -21,24 +21,33 @@ import (
 )
 
 // openMail opens this site's messages and the other site's, and what keeps the two
-// copies of each. close ends them.
-func (n *Node) openMail() (close func() error, err error) {
-	if n.journal, err = n.openJournal(journalDir, journal.Options{}); err != nil {
+// copies of each. closeAll ends them.
+func (n *Node) openMail() (closeAll func() error, err error) {
+	ready := make(chan struct{}) // damage that is found before is looked for once there is a link
+	onDamage := func(journal.Damage) {
+		select {
+		case <-ready:
+			n.shipper.Repair()
+		default:
+		}
+	}
+	if n.journal, err = n.openJournal(journalDir, journal.Options{OnDamage: onDamage}); err != nil {
 		return nil, err
 	}
-	close = n.journal.Close
+	closeAll = n.journal.Close
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, close())
+			err = errors.Join(err, closeAll())
 		}
 	}()
 	if n.held, err = n.openJournal(shadowDir, journal.Options{}); err != nil {
 		return nil, err
 	}
-	close = func() error { return errors.Join(n.held.Close(), n.journal.Close()) }
+	closeAll = func() error { return errors.Join(n.held.Close(), n.journal.Close()) }
 	if n.shipper, err = shadow.Open(shadow.Options{Own: n.journal, Dial: n.dialOther, Dir: n.cfg.State, Settings: n.shipping, Log: n.log}); err != nil {
 		return nil, n.unreadable(err)
 	}
+	close(ready)
 	settings := func() raftstore.Copies { return n.store.State().Copies }
 	n.holder, err = shadow.OpenHolder(shadow.HolderOptions{Held: n.held, Dir: n.cfg.State, Log: n.log,
 		Silence:   func() time.Duration { return orDefault(settings().Adopt, shadow.AdoptAfter) },
@@ -47,7 +56,7 @@ func (n *Node) openMail() (close func() error, err error) {
 	if err != nil {
 		return nil, n.unreadable(err)
 	}
-	return close, nil
+	return closeAll, nil
 }
 
 func (n *Node) openJournal(name string, o journal.Options) (*journal.Journal, error) {
@@ -190,7 +199,7 @@ func (n *Node) copies(h holdings) *admin.Copies {
 		return nil
 	}
 	r := n.shipper.Report()
-	c := &admin.Copies{State: string(r.State), Since: r.Since, Single: r.Single, Compared: r.Compared, Lost: r.Lost, Conflicts: r.Conflicts,
+	c := &admin.Copies{State: string(r.State), Since: r.Since, Single: r.Single, Compared: r.Compared, Lost: r.Lost, Conflicts: r.Conflicts, Damaged: r.Damaged, Repaired: r.Repaired,
 		Heard: r.Heard, Trouble: r.Trouble, Held: total(h.Copies).Messages, Policy: string(n.policy(""))}
 	if c.Adopted, c.AdoptedSince, c.AdoptedWhy = n.holder.Adopted(); !c.Adopted {
 		c.AdoptedSince, c.AdoptedWhy = time.Time{}, ""
@@ -227,6 +236,9 @@ func copyTrouble(c *admin.Copies) (trouble []string) {
 	}
 	if c.Conflicts > 0 {
 		say("%d messages differ between the sites; the log names them", c.Conflicts)
+	}
+	if c.Damaged > 0 {
+		say("%d damaged messages could not be repaired from the other copy; the log names them", c.Damaged)
 	}
 	if c.Adopted {
 		say("the other site's %d messages are handed over here since %s: %s", c.Held, c.AdoptedSince.Local().Format(time.DateTime), c.AdoptedWhy)

@@ -184,6 +184,9 @@ func (n *Node) registerGauges() {
 	gauge("copies_single_messages", "Messages that the other site is not known to hold.", func() float64 { return float64(n.shipper.Report().Single) })
 	gauge("copies_lost_messages", "Messages that only the other site holds and that cannot be fetched.", func() float64 { return float64(n.shipper.Report().Lost) })
 	gauge("copies_conflicts", "Messages that differ between the sites.", func() float64 { return float64(n.shipper.Report().Conflicts) })
+	gauge("copies_damaged", "Damaged messages, at either site, that could not be repaired from the other copy.", func() float64 { return float64(n.shipper.Report().Damaged) })
+	n.metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "msgw_copies_repaired_total", Help: "Damaged messages, at either site, that were repaired."},
+		func() float64 { return float64(n.shipper.Report().Repaired) }))
 	gauge("copies_held_messages", "Copies of the other site's messages here.", func() float64 { return float64(total(n.held.Waiting()).Messages) })
 	gauge("copies_adopted", "1 if the other site's messages are handed over here.", func() float64 {
 		adopted, _, _ := n.holder.Adopted()

@@ -25,15 +25,16 @@ func (h *Holder) answers() map[kind]answer {
 		kindForget:  h.forget,
 		kindGet:     h.get,
 		kindReturn:  h.giveBack,
+		kindDamaged: h.damaged,
 	}
 }
 
-// ping says that this site lives, and whether it can store.
+// ping says that this site lives, whether it can store, and how many copies are damaged.
 func (h *Holder) ping([]byte, func([]byte) error) ([]byte, error) {
 	if err := h.held.Err(); err != nil {
 		return nil, err
 	}
-	return nil, h.held.Room(0)
+	return binary.BigEndian.AppendUint32(nil, uint32(len(damaged(h.held)))), h.held.Room(0)
 }
 
 // drop deletes copies of what the owner has deleted, those too that are just being

@@ -55,11 +55,14 @@ func (s *Shipper) equalise(ctx context.Context, l *link, back *bool, next *time.
 	if err := s.sendDeletions(ctx, l); err != nil {
 		return fmt.Errorf("tell what was deleted: %w", err)
 	}
-	if time.Now().Before(*next) {
+	if time.Now().Before(*next) && !s.hurt.Swap(false) {
 		return nil
 	}
 	if err := s.takeGraves(ctx, l); err != nil {
 		return fmt.Errorf("hear what was deleted: %w", err)
+	}
+	if err := s.repair(ctx, l); err != nil {
+		return fmt.Errorf("repair: %w", err)
 	}
 	if err := s.compare(ctx, l); err != nil {
 		return fmt.Errorf("compare: %w", err)
@@ -71,7 +74,7 @@ func (s *Shipper) equalise(ctx context.Context, l *link, back *bool, next *time.
 // takeBack ends the other site's adoption and acts on what was deleted there
 // meanwhile. Only then are this site's messages listed here.
 func (s *Shipper) takeBack(ctx context.Context, l *link) error {
-	if _, err := l.main.ask(ctx, kindReturn, nil); err != nil {
+	if _, err := s.question(ctx, l, kindReturn, nil); err != nil {
 		return err
 	}
 	if err := s.takeGraves(ctx, l); err != nil {
@@ -86,7 +89,7 @@ func (s *Shipper) takeBack(ctx context.Context, l *link) error {
 // takeGraves deletes here what was deleted at the other site.
 func (s *Shipper) takeGraves(ctx context.Context, l *link) error {
 	for {
-		b, err := l.main.ask(ctx, kindGraves, nil)
+		b, err := s.question(ctx, l, kindGraves, nil)
 		if err != nil || len(b) == 0 {
 			return err
 		}
@@ -98,7 +101,7 @@ func (s *Shipper) takeGraves(ctx context.Context, l *link) error {
 			return err
 		}
 		s.log.Info("messages were handed over by the other site", "messages", len(ids))
-		if _, err := l.main.ask(ctx, kindForget, nil, b); err != nil {
+		if _, err := s.question(ctx, l, kindForget, nil, b); err != nil {
 			return err
 		}
 	}
@@ -113,7 +116,7 @@ func (s *Shipper) sendDeletions(ctx context.Context, l *link) error {
 		for i, g := range graves[:n] {
 			ids[i] = g.ID
 		}
-		if _, err := l.main.ask(ctx, kindDrop, nil, encodeIDs(ids)); err != nil {
+		if _, err := s.question(ctx, l, kindDrop, nil, encodeIDs(ids)); err != nil {
 			return err
 		}
 		s.own.Forget(ids...)
@@ -136,7 +139,7 @@ func (s *Shipper) compare(ctx context.Context, l *link) error {
 	s.mu.Lock()
 	before := slices.Collect(maps.Keys(s.conflicts))
 	s.mu.Unlock()
-	b, err := l.main.ask(ctx, kindSummary, nil)
+	b, err := s.question(ctx, l, kindSummary, nil)
 	if err != nil {
 		return err
 	}
@@ -179,7 +182,7 @@ const maxBucket = 1 << 20
 // many could not be fetched.
 func (s *Shipper) compareBucket(ctx context.Context, l *link, bucket byte) (lost int, err error) {
 	theirs := map[journal.ID][32]byte{}
-	_, err = l.main.ask(ctx, kindBucket, func(part []byte) error {
+	_, err = s.question(ctx, l, kindBucket, func(part []byte) error {
 		if len(part)%48 != 0 {
 			return fmt.Errorf("%w: part of a bucket of %d octets", errFrame, len(part))
 		}
@@ -235,13 +238,27 @@ func (s *Shipper) compareBucket(ctx context.Context, l *link, bucket byte) (lost
 	return lost, nil
 }
 
-// fetch brings back a message of this site that only the other one holds. false means
-// that this failed and that the other one still holds it, for all that is known.
-func (s *Shipper) fetch(ctx context.Context, l *link, id journal.ID) (bool, error) {
-	var meta journal.Meta
+// questionTime bounds how long an answer may take, and getTime one that is a message.
+const (
+	questionTime = 2 * time.Minute
+	getTime      = time.Hour
+)
+
+// question asks the other site for anything but to store a message.
+func (s *Shipper) question(ctx context.Context, l *link, k kind, data func([]byte) error, parts ...[]byte) ([]byte, error) {
+	d := questionTime
+	if k == kindGet {
+		d = getTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return l.main.ask(ctx, k, data, parts...)
+}
+
+// get gets a message from the other site. The caller discards the body.
+func (s *Shipper) get(ctx context.Context, l *link, id journal.ID) (meta journal.Meta, body *journal.Body, err error) {
 	var octets int64
-	var body *journal.Body
-	_, err := l.main.ask(ctx, kindGet, func(part []byte) (err error) {
+	_, err = s.question(ctx, l, kindGet, func(part []byte) (err error) {
 		if body == nil {
 			if meta, err = journal.ParseMeta(part); err == nil && meta.ID != id {
 				err = fmt.Errorf("%w: %s instead of %s", errFrame, meta.ID, id)
@@ -252,21 +269,31 @@ func (s *Shipper) fetch(ctx context.Context, l *link, id journal.ID) (bool, erro
 		if octets += int64(len(part)); octets > meta.Sealed {
 			return fmt.Errorf("%w: more octets than %s has", errFrame, id)
 		}
-		_, _ = body.Write(part) // kept in the body, said by Restore
+		_, _ = body.Write(part) // kept in the body, said when it is stored
 		return nil
 	}, id[:])
-	if body != nil {
-		defer body.Discard()
+	if err == nil && body == nil {
+		err = fmt.Errorf("%w: an answer without a message", errFrame)
 	}
-	switch {
-	case errors.Is(err, errRefused):
+	if err != nil && body != nil {
+		body.Discard()
+		body = nil
+	}
+	return meta, body, err
+}
+
+// fetch brings back a message of this site that only the other one holds. false means
+// that this failed and that the other one still holds it, for all that is known.
+func (s *Shipper) fetch(ctx context.Context, l *link, id journal.ID) (bool, error) {
+	meta, body, err := s.get(ctx, l, id)
+	if errors.Is(err, errRefused) {
 		s.log.Warn("a message that is missing here cannot be fetched", "id", id.String(), "err", err)
 		return errors.Is(err, journal.ErrNotFound), nil
-	case err != nil:
-		return false, err
-	case body == nil:
-		return false, fmt.Errorf("%w: an answer without a message", errFrame)
 	}
+	if err != nil {
+		return false, err
+	}
+	defer body.Discard()
 	switch err := s.own.Restore(meta, body); {
 	case errors.Is(err, journal.ErrHeld), errors.Is(err, journal.ErrDeleted):
 	case err != nil:

@@ -3,6 +3,7 @@ package shadow
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -267,10 +268,16 @@ func (l *lane) close() {
 	l.out.close()
 }
 
-// ping asks for a sign of life.
-func (l *lane) ping(ctx context.Context, timeout time.Duration) error {
+// ping asks for a sign of life, and how many copies are damaged.
+func (l *lane) ping(ctx context.Context, timeout time.Duration) (damaged uint32, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	_, err := l.ask(ctx, kindPing, nil)
-	return err
+	b, err := l.ask(ctx, kindPing, nil)
+	if err == nil && len(b) != 4 {
+		err = fmt.Errorf("%w: answer of %d octets to a ping", errFrame, len(b))
+	}
+	if err != nil {
+		return 0, err
+	}
+	return binary.BigEndian.Uint32(b), nil
 }

@@ -167,7 +167,7 @@ func (s *Shipper) connect(ctx context.Context) error {
 		return err
 	}
 	l := &link{main: newLane(c, s.heardNow), dial: s.opt.Dial, hear: s.heardNow, lanes: map[*lane]struct{}{}}
-	err = l.main.ping(ctx, dialTime)
+	_, err = l.main.ping(ctx, dialTime)
 	if err != nil && !errors.Is(err, errRefused) {
 		l.close()
 		return err
@@ -227,11 +227,16 @@ func (s *Shipper) useLink(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { // signs of life, also to notice that there are none
 		defer cancel()
+		known := uint32(0) // damaged copies
 		for pause(ctx, s.times().Ping) {
-			err := l.main.ping(ctx, s.times().Silent)
+			damaged, err := l.main.ping(ctx, s.times().Silent)
 			switch {
 			case err == nil:
 				s.stores()
+				if damaged != known {
+					known = damaged
+					s.Repair()
+				}
 			case ctx.Err() != nil:
 				return
 			case !errors.Is(err, errRefused): // else it lives, and does not store

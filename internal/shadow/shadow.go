@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"msgw/internal/journal"
@@ -103,7 +104,8 @@ type Shipper struct {
 	start time.Time
 
 	work   chan struct{} // there is something to send
-	told   chan struct{} // there are deletions to be told
+	told   chan struct{} // there are deletions to be told, or damage to be repaired
+	hurt   atomic.Bool   // damage was found here
 	offers sync.WaitGroup
 
 	mu        sync.Mutex
@@ -124,6 +126,8 @@ type Shipper struct {
 	troubled  time.Time               // since when
 	refusal   time.Time               // when it last said so
 	lost      int                     // messages that only the other site holds and that could not be fetched
+	beyond    map[journal.ID]struct{} // damaged messages, here or there, that could not be repaired
+	mended    int                     // those that were, by this process
 }
 
 // Open reads the state of an earlier process and makes a Shipper.
@@ -150,7 +154,9 @@ type Report struct {
 	Single    int       `json:"single"`   // messages that the other site is not known to hold
 	Lost      int       `json:"lost"`     // messages that only the other site holds and that could not be fetched
 	Conflicts int       `json:"conflicts"`
-	Heard     time.Time `json:"heard"` // when the other site last answered
+	Damaged   int       `json:"damaged"`  // messages, here or there, that could not be repaired from the other site's copy
+	Repaired  int       `json:"repaired"` // those that were, by this process
+	Heard     time.Time `json:"heard"`    // when the other site last answered
 	Trouble   string    `json:"trouble,omitempty"`
 }
 
@@ -159,7 +165,7 @@ func (s *Shipper) Report() Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := Report{State: s.state.State, Since: s.state.Since, ID: s.state.ID, Compared: s.compared, Single: len(s.missing), Lost: s.lost,
-		Conflicts: len(s.conflicts), Heard: s.heard}
+		Conflicts: len(s.conflicts), Damaged: len(s.beyond), Repaired: s.mended, Heard: s.heard}
 	if s.trouble != nil {
 		r.Trouble = s.trouble.Error()
 	}

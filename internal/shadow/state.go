@@ -43,7 +43,7 @@ func (s *Shipper) judge(now time.Time) {
 	case s.alone:
 		next = Alone
 	case s.link != nil && s.trouble == nil && now.Sub(s.heard) < s.times().Silent:
-		if next = CatchUp; s.compared && len(s.missing) == 0 && len(s.conflicts) == 0 && s.lost == 0 {
+		if next = CatchUp; s.compared && len(s.missing) == 0 && len(s.conflicts) == 0 && s.lost == 0 && len(s.beyond) == 0 {
 			next = Sync
 		}
 	case now.Sub(s.heard) >= s.times().Silent, s.refused && !s.broken.IsZero() && now.Sub(s.broken) >= s.times().Refused,

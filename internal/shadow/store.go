@@ -31,7 +31,7 @@ func (h *Holder) put(payload []byte) error {
 }
 
 // store makes a copy durable. A copy that is held already is stored no second time,
-// if it is the same. One that comes twice at once is stored by the first.
+// if it is the same and sound. One that comes twice at once is stored by the first.
 func (h *Holder) store(meta journal.Meta, b *journal.Body) error {
 	defer h.claim(meta.ID)()
 	if h.dropped.has(meta.ID, time.Now()) {
@@ -45,7 +45,7 @@ func (h *Holder) store(meta journal.Meta, b *journal.Body) error {
 		h.log.Error("the other site sent another message under an id that is held; refused", "id", meta.ID.String())
 		return fmt.Errorf("%s: %w", meta.ID, ErrConflict)
 	}
-	return nil
+	return h.mend(meta, b)
 }
 
 // claim waits until nobody stores a copy under id, and lets nobody else do so until

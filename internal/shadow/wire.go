@@ -29,6 +29,7 @@ const (
 	kindGet     kind = 11 // asks for a message
 	kindReturn  kind = 12 // the owner is back: what was adopted is its own again
 	kindPing    kind = 13
+	kindDamaged kind = 14 // asks which copies are damaged
 
 	kindDone kind = 64 // the request was done; the payload is its answer
 	kindFail kind = 65 // it was not: a code and a text
