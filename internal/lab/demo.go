@@ -107,11 +107,18 @@ func (l *Lab) Demo(ctx context.Context, messages int) (bool, error) {
 	case err := <-sent:
 		return false, fmt.Errorf("sending ended early: %w", err)
 	}
-	l.say("killing site 1 with SIGKILL in mid-stream")
+	waiting := 0
+	if s, err := l.Admin(one.Name).Status(ctx); err == nil {
+		waiting = s.Waiting.Messages
+	}
 	if err := l.KillNode(one.Name); err != nil {
 		return false, err
 	}
 	killed := time.Now()
+	if err := os.RemoveAll(one.Dir); err != nil {
+		return false, err
+	}
+	l.say("site 1 is lost for good in mid-stream: killed with SIGKILL, its state directory deleted; about %d messages waited there", waiting)
 	if err := demoted(ctx, two.DNS, one.Host); err != nil {
 		return false, err
 	}
@@ -124,13 +131,11 @@ func (l *Lab) Demo(ctx context.Context, messages int) (bool, error) {
 		return false, err
 	}
 	l.say("the sender carried on: all %d are acknowledged", messages)
-	if err := l.StartNode(one.Name); err != nil {
+	copies, err := l.Admin(two.Name).Adopt(ctx, one.Name)
+	if err != nil {
 		return false, err
 	}
-	if err := l.await(ctx, "site 1", l.answers); err != nil {
-		return false, err
-	}
-	l.say("site 1 is back")
+	l.say("an operator says `msgw node adopt %s`: %d messages of site 1 are handed over at site 2, from their copies", one.Name, copies.Held)
 	err = l.await(ctx, "the archive", func(ctx context.Context) string { return l.unfetched(ctx, led) })
 	stopArchive()
 	archives.Wait()
@@ -209,9 +214,7 @@ func sendUntilTaken(ctx context.Context, s *sender.Sender, env sender.Envelope, 
 		case !errors.As(err, &se) || !se.Temporary && !se.MaybeAccepted:
 			return fmt.Errorf("refused for good: %w", err)
 		}
-		select {
-		case <-time.After(300 * time.Millisecond):
-		case <-ctx.Done():
+		if !pause(ctx, 300*time.Millisecond) {
 			return fmt.Errorf("not taken in time: %w", err)
 		}
 	}
@@ -237,7 +240,7 @@ func digest(b []byte) string {
 
 // archive empties the mailboxes of one site again and again.
 func (l *Lab) archive(ctx context.Context, n NodeRow, trust *x509.CertPool, led *ledger) {
-	for ctx.Err() == nil {
+	for pause(ctx, archiveInterval) {
 		for _, m := range l.file.Mailboxes {
 			cfg := archive.Config{Address: n.POP3S, User: m.ID, Password: m.Password, Timeout: 20 * time.Second,
 				TLS: &tls.Config{RootCAs: trust, ServerName: n.Host}}
@@ -253,10 +256,19 @@ func (l *Lab) archive(ctx context.Context, n NodeRow, trust *x509.CertPool, led 
 				return nil
 			})
 		}
-		select {
-		case <-time.After(500 * time.Millisecond):
-		case <-ctx.Done():
-		}
+	}
+}
+
+// archiveInterval is long enough that mail waits when a site is lost.
+const archiveInterval = 2 * time.Second
+
+// pause waits; false means that ctx has ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -274,8 +286,8 @@ func (l *Lab) unfetched(ctx context.Context, led *ledger) string {
 		return fmt.Sprintf("%d acknowledged reports are not fetched yet", missing)
 	}
 	for _, n := range l.file.Nodes {
-		if n.Role != "site" {
-			continue
+		if n.Role != "site" || l.pid(n.Name) == 0 {
+			continue // a lost one
 		}
 		s, err := l.Admin(n.Name).Status(ctx)
 		if err != nil {
@@ -345,9 +357,7 @@ func demoted(ctx context.Context, server, host string) error {
 				}
 			}
 		}
-		select {
-		case <-time.After(200 * time.Millisecond):
-		case <-ctx.Done():
+		if !pause(ctx, 200*time.Millisecond) {
 			return fmt.Errorf("%s was not demoted: %w", host, ctx.Err())
 		}
 	}
