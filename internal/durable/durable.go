@@ -2,20 +2,26 @@
 package durable
 
 import (
-	"os"
+	"crypto/rand"
 	"path/filepath"
+
+	"msgw/internal/disk"
 )
 
-// ReplaceFile writes a file of mode 0600 so that after any crash either the old or
-// the new octets are there, and the new ones once it returned nil.
-func ReplaceFile(path string, b []byte) error {
+// ReplaceFile is WriteFile on the machine's file system.
+func ReplaceFile(path string, b []byte) error { return WriteFile(disk.OS{}, path, b) }
+
+// WriteFile writes a file of mode 0600 so that after any crash either the old or the
+// new octets are there, and the new ones once it returned nil. A crash may leave a file
+// beside it, whose name begins with a dot.
+func WriteFile(fs disk.FS, path string, b []byte) error {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	temp := filepath.Join(dir, "."+filepath.Base(path)+"."+rand.Text())
+	f, err := fs.Create(temp)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // gone already when all went well
-	_, err = f.Write(b)
+	_, err = f.WriteAt(b, 0)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -23,20 +29,32 @@ func ReplaceFile(path string, b []byte) error {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = fs.Rename(temp, path)
 	}
 	if err != nil {
+		_ = fs.Remove(temp) // what went wrong first is what counts
 		return err
 	}
-	return SyncDir(dir)
+	return fs.SyncDir(dir)
+}
+
+// ReadFile reads all of a file that WriteFile wrote.
+func ReadFile(fs disk.FS, path string) ([]byte, error) {
+	f, err := fs.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, size)
+	if n, err := f.ReadAt(b, 0); n < len(b) {
+		return nil, err
+	}
+	return b, nil
 }
 
 // SyncDir makes the names in dir durable.
-func SyncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
+func SyncDir(dir string) error { return disk.OS{}.SyncDir(dir) }

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"msgw/internal/disk"
 )
 
 // BenchmarkOpen starts with many waiting messages, with side files and without.
@@ -37,7 +39,7 @@ func BenchmarkOpen(b *testing.B) {
 			for b.Loop() {
 				var before, after runtime.MemStats
 				if !sides {
-					segments, err := (OS{}).ReadDir(dir + "/" + j.origin)
+					segments, err := (disk.OS{}).ReadDir(dir + "/" + j.origin)
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -66,12 +68,12 @@ func BenchmarkOpen(b *testing.B) {
 }
 
 // plain is a disk that reserves no room.
-type plain struct{ OS }
+type plain struct{ disk.OS }
 
-type plainFile struct{ File }
+type plainFile struct{ disk.File }
 
-func (plain) Create(name string) (File, error) {
-	f, err := OS{}.Create(name)
+func (plain) Create(name string) (disk.File, error) {
+	f, err := disk.OS{}.Create(name)
 	return plainFile{f}, err
 }
 
@@ -82,7 +84,7 @@ func (plainFile) Allocate(int64) error { return errors.ErrUnsupported }
 func BenchmarkCommit(b *testing.B) {
 	sealed := make([]byte, 75<<10)
 	for _, senders := range []int{1, 8, 32} {
-		for _, fs := range []FS{OS{}, plain{}} {
+		for _, fs := range []disk.FS{disk.OS{}, plain{}} {
 			b.Run(fmt.Sprintf("%T/senders=%d", fs, senders), func(b *testing.B) {
 				j, err := Open(b.TempDir(), Options{FS: fs, CompactRate: -1})
 				if err != nil {
@@ -110,7 +112,7 @@ func BenchmarkCommit(b *testing.B) {
 		}
 	}
 	b.Run("append", func(b *testing.B) {
-		f, err := OS{}.Create(b.TempDir() + "/log")
+		f, err := disk.OS{}.Create(b.TempDir() + "/log")
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -162,7 +164,7 @@ func BenchmarkCommitBesideLarge(b *testing.B) {
 						}
 					case "file":
 						name := fmt.Sprintf("%s/other%d", dir, n)
-						f, err := OS{}.Create(name)
+						f, err := disk.OS{}.Create(name)
 						if err != nil {
 							b.Error(err)
 							return

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash"
 	"path/filepath"
+
+	"msgw/internal/disk"
 )
 
 // Body collects the sealed octets of one message. A small one waits in memory, a
@@ -15,7 +17,7 @@ type Body struct {
 	j    *Journal
 	id   ID
 	mem  []byte
-	file File
+	file disk.File
 	name string // of file, while it is temporary
 	dest string
 	size int64

@@ -97,6 +97,7 @@ func (j *Journal) commitWaiting() bool {
 	for _, c := range batch {
 		c.result <- err
 	}
+	clear(batch) // its array lives on under waiting, and would keep the bodies
 	return true
 }
 

@@ -12,6 +12,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"msgw/internal/disk"
+	"msgw/internal/disk/disktest"
 )
 
 func storeSome(t *testing.T, j *Journal, n, size int) []ID {
@@ -65,7 +68,7 @@ func TestCommitRefusesAHeldID(t *testing.T) {
 
 // gate holds the flushes of a disk until it is opened.
 type gate struct {
-	FS
+	disk.FS
 	mu      sync.Mutex
 	open    chan struct{} // nil: open
 	waiting chan struct{}
@@ -73,11 +76,11 @@ type gate struct {
 }
 
 type gatedFile struct {
-	File
+	disk.File
 	g *gate
 }
 
-func (g *gate) Create(name string) (File, error) {
+func (g *gate) Create(name string) (disk.File, error) {
 	f, err := g.FS.Create(name)
 	if err != nil {
 		return nil, err
@@ -139,13 +142,13 @@ func TestDiskFullAtEveryStep(t *testing.T) {
 	t.Parallel()
 	for _, op := range []string{"mkdir", "create", "write", "rename"} {
 		for step := range 12 {
-			disk := newMemDisk(rand.New(rand.NewPCG(uint64(step), 1)))
+			disk := disktest.New(rand.New(rand.NewPCG(uint64(step), 1)))
 			j, err := Open("journal", Options{FS: disk, InlineMax: 100, SegmentSize: 1000, Reserve: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
 			left := step
-			disk.fail = func(o, _ string) error {
+			disk.Fail(func(o, _ string) error {
 				if o != op {
 					return nil
 				}
@@ -153,7 +156,7 @@ func TestDiskFullAtEveryStep(t *testing.T) {
 					return syscall.ENOSPC
 				}
 				return nil
-			}
+			})
 			want := map[ID][]byte{}
 			full := false
 			rng := rand.New(rand.NewPCG(uint64(step), 2))
@@ -168,9 +171,7 @@ func TestDiskFullAtEveryStep(t *testing.T) {
 					t.Fatalf("%s %d: %v", op, step, err)
 				}
 				if i == 20 {
-					disk.mu.Lock()
-					disk.fail = nil
-					disk.mu.Unlock()
+					disk.Fail(nil)
 				} else if i > 20 && err != nil {
 					t.Fatalf("%s %d: no end of it: %v", op, step, err)
 				}
@@ -187,10 +188,10 @@ func TestDiskFullAtEveryStep(t *testing.T) {
 					bodies++
 				}
 			}
-			if left := disk.dirs[filepath.Join("journal", j.origin, bodiesDir)]; len(left) != bodies {
+			if left := namesIn(disk, filepath.Join("journal", j.origin, bodiesDir)); len(left) != bodies {
 				t.Errorf("%s %d: %d bodies of %d messages", op, step, len(left), bodies)
 			}
-			disk.crash()
+			disk.Crash()
 			k, err := Open("journal", Options{FS: disk, Reserve: 1})
 			if err != nil {
 				t.Fatal(err)
@@ -213,7 +214,7 @@ func TestDiskFullAtEveryStep(t *testing.T) {
 				t.Fatal(err)
 			}
 			k.Close()
-			if d := disk.dirs["journal"]; len(d) != 0 {
+			if d := namesIn(disk, "journal"); len(d) != 0 {
 				t.Errorf("%s %d: left behind: %v", op, step, d)
 			}
 		}
@@ -224,7 +225,7 @@ func TestDiskFullAtEveryStep(t *testing.T) {
 // there for deletions.
 func TestLargeBodyRespectsTheReserve(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk, InlineMax: 100, Reserve: 1000})
 	if err != nil {
 		t.Fatal(err)
@@ -235,9 +236,7 @@ func TestLargeBodyRespectsTheReserve(t *testing.T) {
 	if _, err := b.Write(make([]byte, 5000)); err != nil {
 		t.Fatal(err)
 	}
-	disk.mu.Lock()
-	disk.free = 999
-	disk.mu.Unlock()
+	disk.SetFree(999)
 	if _, err := b.Write(make([]byte, 5000)); !errors.Is(err, ErrDiskFull) {
 		t.Errorf("went on below the reserve: %v", err)
 	}
@@ -273,7 +272,7 @@ func TestClockGoesBack(t *testing.T) {
 func TestFailedFlushOfABody(t *testing.T) {
 	t.Parallel()
 	for _, op := range []string{"sync", "syncdir"} {
-		disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 		j, err := Open("journal", Options{FS: disk, InlineMax: 100, Reserve: 1})
 		if err != nil {
 			t.Fatal(err)
@@ -281,13 +280,13 @@ func TestFailedFlushOfABody(t *testing.T) {
 		storeSome(t, j, 1, 50)
 		storeSome(t, j, 1, 1000)
 		once := true
-		disk.fail = func(o, name string) error {
+		disk.Fail(func(o, name string) error {
 			if o == op && once && strings.Contains(name, bodiesDir) {
 				once = false
 				return syscall.EIO
 			}
 			return nil
-		}
+		})
 		b := j.NewBody(NewID()) // begun before, ended after
 		b.Write(make([]byte, 1000))
 		for _, size := range []int{1000, 50, 1000} {
@@ -300,7 +299,7 @@ func TestFailedFlushOfABody(t *testing.T) {
 			t.Errorf("%s: %v", op, err)
 		}
 		b.Discard()
-		disk.crash()
+		disk.Crash()
 		k, err := Open("journal", Options{FS: disk})
 		if err != nil {
 			t.Fatal(err)
@@ -317,21 +316,21 @@ func TestFailedFlushOfABody(t *testing.T) {
 func TestBodyOutlivesAFailedFlush(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(20) {
-		disk := newMemDisk(rand.New(rand.NewPCG(seed, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(seed, 1)))
 		j, err := Open("journal", Options{FS: disk, InlineMax: 100, Reserve: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
-		disk.fail = func(o, name string) error {
+		disk.Fail(func(o, name string) error {
 			if o == "sync" && strings.HasSuffix(name, segmentSuffix) {
 				return syscall.EIO
 			}
 			return nil
-		}
+		})
 		if err := store(j, NewID(), "mbx-1", make([]byte, 1000)); !errors.Is(err, ErrFailed) {
 			t.Fatal(err)
 		}
-		disk.crash()
+		disk.Crash()
 		k, err := Open("journal", Options{FS: disk})
 		if err != nil {
 			t.Fatal(err)
@@ -354,18 +353,18 @@ func TestBodyOutlivesAFailedFlush(t *testing.T) {
 func TestRefusedStaysRefused(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(60) {
-		disk := newMemDisk(rand.New(rand.NewPCG(seed, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(seed, 1)))
 		j, err := Open("journal", Options{FS: disk})
 		if err != nil {
 			t.Fatal(err)
 		}
 		storeSome(t, j, 1, 100)
-		disk.fail = func(o, _ string) error {
+		disk.Fail(func(o, _ string) error {
 			if o == "write" {
 				return syscall.ENOSPC
 			}
 			return nil
-		}
+		})
 		var ms []Message
 		for range 10 {
 			id := NewID()
@@ -374,7 +373,7 @@ func TestRefusedStaysRefused(t *testing.T) {
 		if err := j.Commit(ms...); !errors.Is(err, ErrDiskFull) {
 			t.Fatal(err)
 		}
-		disk.crash()
+		disk.Crash()
 		k, err := Open("journal", Options{FS: disk})
 		if err != nil {
 			t.Fatal(err)
@@ -390,7 +389,7 @@ func TestRefusedStaysRefused(t *testing.T) {
 // One flush takes a bounded number of octets, however many wait.
 func TestBatchIsBounded(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	g := &gate{FS: disk, open: make(chan struct{}), waiting: make(chan struct{}, 100)}
 	j, err := Open("journal", Options{FS: g, InlineMax: 2 << 20})
 	if err != nil {
@@ -427,7 +426,7 @@ func TestStalledDisk(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{50, 1000} { // in the segment, in its own file
 		synctest.Test(t, func(t *testing.T) {
-			disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+			disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 			g := &gate{FS: disk, open: make(chan struct{}), waiting: make(chan struct{}, 10)}
 			j, err := Open("journal", Options{FS: g, InlineMax: 100})
 			if err != nil {

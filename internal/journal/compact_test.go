@@ -5,22 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path"
 	"path/filepath"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"msgw/internal/disk/disktest"
 )
 
 // segmentOctets returns what the segments take on the disk.
-func segmentOctets(d *memDisk) (n int64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, dir := range d.dirs {
-		for name, f := range dir {
-			if f != nil && strings.HasSuffix(name, segmentSuffix) {
-				n += int64(len(f.data))
-			}
+func segmentOctets(d *disktest.Disk) (n int64) {
+	for _, name := range d.Names() {
+		if isSegment(path.Base(name)) {
+			d.Change(name, func(b []byte) []byte { n += int64(len(b)); return b })
 		}
 	}
 	return n
@@ -33,7 +31,7 @@ func TestDiskIsBounded(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(100 / slow) {
 		rng := rand.New(rand.NewPCG(seed, 1))
-		disk := newMemDisk(rand.New(rand.NewPCG(seed, 2)))
+		disk := disktest.New(rand.New(rand.NewPCG(seed, 2)))
 		opt := Options{FS: disk, InlineMax: 1000, SegmentSize: 2000 + rng.Int64N(20_000), Reserve: 1, CompactRate: -1, KeepGraves: rng.IntN(2) == 0}
 		j, err := Open("journal", opt)
 		if err != nil {
@@ -158,7 +156,7 @@ func TestCompactorRuns(t *testing.T) {
 func TestCompactionIsPaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 		j, err := Open("journal", Options{FS: disk, SegmentSize: 50_000, CompactRate: 1000})
 		if err != nil {
 			t.Fatal(err)
@@ -206,7 +204,7 @@ func TestCompactionIsPaced(t *testing.T) {
 // A bad record in a sparse segment stops its compaction and nothing else.
 func TestCompactionOfADamagedSegment(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk, SegmentSize: 5000, CompactRate: -1})
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"msgw/internal/disk/disktest"
 )
 
 func rewrite(t *testing.T, name string, change func([]byte) []byte) []byte {
@@ -117,7 +119,7 @@ func TestDamageAtTheEndIsNoTornTail(t *testing.T) {
 // One record of a batch that was acknowledged goes bad: the others stay.
 func TestBadRecordTakesNoOtherAlong(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk})
 	if err != nil {
 		t.Fatal(err)
@@ -133,7 +135,7 @@ func TestBadRecordTakesNoOtherAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := j.entry(ms[1].Meta.ID)
-	disk.crash()
+	disk.Crash()
 	f, err := disk.Open(e.seg.path)
 	if err != nil {
 		t.Fatal(err)
@@ -181,18 +183,16 @@ func TestUnreadableSector(t *testing.T) {
 	t.Parallel()
 	for _, which := range []int{1, 4} { // in the middle, and the last message
 		for what, fromBody := range map[string]int64{"header": -20, "body": 20} {
-			disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+			disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 			j, err := Open("journal", Options{FS: disk})
 			if err != nil {
 				t.Fatal(err)
 			}
 			ids := storeSome(t, j, 5, 10_000)
 			bad, path := j.entry(ids[which]).bodyAt()+fromBody, j.entry(ids[which]).seg.path
-			disk.crash() // no orderly end
-			disk.mu.Lock()
+			disk.Crash() // no orderly end
 			at := bad / sector * sector
-			disk.badSector = func(name string, from, to int64) bool { return name == path && from < at+sector && at < to }
-			disk.mu.Unlock()
+			disk.Unreadable(func(name string, from, to int64) bool { return name == path && from < at+sector && at < to })
 			k, err := Open("journal", Options{FS: disk})
 			if err != nil {
 				t.Fatalf("%s of %d: one bad sector keeps everything shut: %v", what, which, err)
@@ -217,14 +217,14 @@ func TestUnreadableSector(t *testing.T) {
 // A disk that answers nothing is an error of Open, not an empty journal.
 func TestDeadDisk(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk})
 	if err != nil {
 		t.Fatal(err)
 	}
 	storeSome(t, j, 100, 10_000)
 	j.Close()
-	disk.badSector = func(string, int64, int64) bool { return true }
+	disk.Unreadable(func(string, int64, int64) bool { return true })
 	if _, err := Open("journal", Options{FS: disk}); !errors.Is(err, syscall.EIO) {
 		t.Errorf("opened: %v", err)
 	}
@@ -300,7 +300,7 @@ func TestSameIDTwice(t *testing.T) {
 func TestDamageBeforeACrash(t *testing.T) {
 	t.Parallel()
 	for _, byTombstone := range []bool{false, true} {
-		disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 		j, err := Open("journal", Options{FS: disk})
 		if err != nil {
 			t.Fatal(err)
@@ -314,7 +314,7 @@ func TestDamageBeforeACrash(t *testing.T) {
 			storeSome(t, j, 1, 100)
 		}
 		path := filepath.Join("journal", j.origin, "00000001"+segmentSuffix)
-		disk.crash()
+		disk.Crash()
 		f, err := disk.Open(path)
 		if err != nil {
 			t.Fatal(err)

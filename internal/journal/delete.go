@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -74,7 +75,7 @@ func (j *Journal) remove(es []*entry) {
 
 func (j *Journal) removeBody(id ID, path string) {
 	if err := j.fs.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		j.log.Warn("cannot remove the body of a deleted message; the next start tries again", "id", id, "err", err)
+		j.log.Warn("cannot remove a body that no message needs; the next start tries again", "id", id, "err", err)
 	}
 }
 
@@ -128,7 +129,7 @@ func (j *Journal) prune() error {
 		}
 		dir := filepath.Dir(seg.path)
 		if err := j.fs.SyncDir(dir); err != nil {
-			return diskError("remove drained segment", err)
+			return j.fail(fmt.Errorf("flush directory %s: %w", dir, err))
 		}
 		j.mu.Lock()
 		seg.removed = true

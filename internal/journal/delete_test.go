@@ -5,16 +5,19 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"msgw/internal/disk/disktest"
 )
 
 // Delete answers only when the deletion is durable, though another Delete of the
 // same message is under way.
 func TestDeleteTwiceAtOnce(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	g := &gate{FS: disk, waiting: make(chan struct{}, 10)}
 	j, err := Open("journal", Options{FS: g, InlineMax: 100})
 	if err != nil {
@@ -53,7 +56,7 @@ func TestDeleteTwiceAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.Close()
-	if d := disk.dirs["journal"]; len(d) != 0 {
+	if d := namesIn(disk, "journal"); len(d) != 0 {
 		t.Errorf("space does not return: %v", d)
 	}
 }
@@ -94,26 +97,26 @@ func TestOpenDuringDelete(t *testing.T) {
 // A deletion that fails leaves the message listed.
 func TestFailedDelete(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer j.Close()
 	ids := storeSome(t, j, 2, 50)
-	disk.fail = func(o, _ string) error {
+	disk.Fail(func(o, _ string) error {
 		if o == "write" {
 			return syscall.ENOSPC
 		}
 		return nil
-	}
+	})
 	if err := j.Delete(ids...); !errors.Is(err, ErrDiskFull) {
 		t.Error(err)
 	}
 	if n, w := len(j.List("mbx-1")), j.Waiting()["mbx-1"].Messages; n != 2 || w != 2 {
 		t.Errorf("%d listed, %d waiting", n, w)
 	}
-	disk.fail = nil
+	disk.Fail(nil)
 	if err := j.Delete(ids...); err != nil {
 		t.Error(err)
 	}
@@ -160,7 +163,7 @@ func TestTombstonesOfARunningProcess(t *testing.T) {
 func TestRemovalsKeepTheirOrder(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(40) {
-		disk := newMemDisk(rand.New(rand.NewPCG(seed, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(seed, 1)))
 		open := func() *Journal {
 			j, err := Open("journal", Options{FS: disk})
 			if err != nil {
@@ -177,7 +180,7 @@ func TestRemovalsKeepTheirOrder(t *testing.T) {
 		}
 		j.Close()
 		j = open()
-		disk.crash()
+		disk.Crash()
 		j.Close()
 		j = open()
 		if n := len(j.List("mbx-1")); n != 0 {
@@ -190,7 +193,7 @@ func TestRemovalsKeepTheirOrder(t *testing.T) {
 // A segment is closed only when nobody reads in it.
 func TestReaderHoldsItsSegment(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk, SegmentSize: 500})
 	if err != nil {
 		t.Fatal(err)
@@ -198,19 +201,15 @@ func TestReaderHoldsItsSegment(t *testing.T) {
 	defer j.Close()
 	id := storeSome(t, j, 1, 1000)[0]
 	storeSome(t, j, 1, 100) // the first segment is finished
-	inside := false
-	disk.badSector = func(name string, _, _ int64) bool { // called with disk.mu held
-		if !inside {
-			inside = true
-			disk.mu.Unlock()
+	var inside atomic.Bool
+	disk.Before(func(op, name string) {
+		if op == "read" && !inside.Swap(true) {
 			if err := j.Delete(id); err != nil {
 				t.Error(err)
 			}
-			disk.mu.Lock()
 		}
-		return false
-	}
-	if _, err := load(j, id); err != nil || !inside {
+	})
+	if _, err := load(j, id); err != nil || !inside.Load() {
 		t.Errorf("read while its segment went: %v", err)
 	}
 	if _, err := load(j, id); !errors.Is(err, ErrNotFound) {
@@ -221,7 +220,7 @@ func TestReaderHoldsItsSegment(t *testing.T) {
 // Many deletions at once need several tombstones; each stays readable.
 func TestManyDeletions(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk})
 	if err != nil {
 		t.Fatal(err)
@@ -253,24 +252,21 @@ func TestManyDeletions(t *testing.T) {
 // A body file that a deletion takes away under a reader is no damage.
 func TestBodyGoesUnderOpen(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk, InlineMax: 100, Reserve: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer j.Close()
 	id := storeSome(t, j, 1, 1000)[0]
-	disk.fail = func(op, _ string) error { // called with disk.mu held
-		if op == "open" {
-			disk.fail = nil
-			disk.mu.Unlock()
+	var once atomic.Bool
+	disk.Before(func(op, _ string) {
+		if op == "open" && !once.Swap(true) {
 			if err := j.Delete(id); err != nil {
 				t.Error(err)
 			}
-			disk.mu.Lock()
 		}
-		return nil
-	}
+	})
 	if _, err := j.Open(id); !errors.Is(err, ErrNotFound) {
 		t.Errorf("got %v", err)
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"msgw/internal/disk/disktest"
 )
 
 var update = flag.Bool("update", false, "write new test vectors")
@@ -260,7 +262,7 @@ func FuzzScan(f *testing.F) {
 // deletes what it names in any origin. What is written now counts for more.
 func TestLogsWithoutGenerations(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	ids := []ID{{1}, {2}, {3}}
 	at := time.Unix(1_700_000_000, 0)
 	write := func(origin string, records ...[]byte) {

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"container/heap"
 	"time"
 )
 
@@ -28,6 +29,8 @@ type entry struct {
 type owner struct {
 	mailbox, key string
 	drop         *drop
+	live         int   // messages
+	octets       int64 // of them
 }
 
 // drop is what a mailbox lists, in the order of listing. Removed entries stay in it
@@ -35,6 +38,7 @@ type owner struct {
 type drop struct {
 	entries []*entry
 	gone    int
+	ages    ages // the same
 }
 
 // Bucket sums up the live messages whose ids begin with one octet: how many there
@@ -118,14 +122,18 @@ func (j *Journal) list(e *entry) {
 		return // deleted since it was prepared
 	}
 	e.listed = true
-	e.owner.drop.entries = append(e.owner.drop.entries, e)
+	d := e.owner.drop
+	d.entries = append(d.entries, e)
+	heap.Push(&d.ages, e)
 	if e.deletes == 0 {
 		j.count(e, 1)
 	}
 }
 
-// count adds a live message to the summary of its bucket, or takes it out with -1.
+// count adds a live message to the sums of its bucket and owner, or takes it out with -1.
 func (j *Journal) count(e *entry, n int) {
+	e.owner.live += n
+	e.owner.octets += int64(n) * e.octets
 	b := &j.buckets[e.id[0]].live
 	b.Count += uint32(n)
 	for i := range b.XOR {
@@ -164,6 +172,8 @@ func (j *Journal) unhold(e *entry) bool {
 				}
 			}
 			d.entries, d.gone = kept, 0
+			d.ages = append(ages(nil), kept...)
+			heap.Init(&d.ages)
 		}
 	}
 	return true
@@ -252,44 +262,4 @@ func (j *Journal) List(mailbox string) []Meta {
 		es = es[n:]
 	}
 	return ms
-}
-
-// Waiting sums up what waits in a mailbox.
-type Waiting struct {
-	Messages int
-	Octets   int64 // of the messages as they came in
-	Oldest   time.Time
-	Keys     map[string]int // messages by key id
-}
-
-// Waiting sums up every mailbox that has messages.
-func (j *Journal) Waiting() map[string]Waiting {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	all := make(map[string]Waiting, len(j.drops))
-	for mailbox, drop := range j.drops {
-		var oldest int64
-		w := Waiting{}
-		keys := map[*owner]int{}
-		for _, e := range drop.entries {
-			if !e.live() {
-				continue
-			}
-			if w.Messages == 0 || e.received < oldest {
-				oldest = e.received
-			}
-			w.Messages++
-			w.Octets += e.octets
-			keys[e.owner]++
-		}
-		if w.Messages > 0 {
-			w.Oldest = time.Unix(0, oldest).UTC()
-			w.Keys = make(map[string]int, len(keys))
-			for o, n := range keys {
-				w.Keys[o.key] += n
-			}
-			all[mailbox] = w
-		}
-	}
-	return all
 }

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"msgw/internal/disk"
 )
 
 var (
@@ -56,11 +58,12 @@ type Options struct {
 	CompactRate int64
 	// Every ScrubEvery, by default a day, all messages are read and checked, at ScrubRate
 	// octets per second; default 4 MiB. A negative rate turns it off. OnDamage is told
-	// what is found, by whoever reads: once for each message and process.
+	// what is found, by whoever reads: once for each message and process; by Open before
+	// it returns what it found at start.
 	ScrubEvery time.Duration
 	ScrubRate  int64
 	OnDamage   func(Damage)
-	FS         FS // default OS
+	FS         disk.FS // default OS
 	Log        *slog.Logger
 }
 
@@ -69,7 +72,7 @@ type Journal struct {
 	dir    string
 	origin string // this process's log, below dir
 	opt    Options
-	fs     FS
+	fs     disk.FS
 	log    *slog.Logger
 
 	commits chan struct{} // wakes the committer
@@ -109,7 +112,7 @@ type Journal struct {
 // segment is one file of a log.
 type segment struct {
 	origin, path string
-	file         File
+	file         disk.File
 	number       int    // in its origin
 	generation   uint32 // of its origin
 	size         int64  // end of its last record; of interest to the committer only

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"msgw/internal/disk/disktest"
 )
 
 func seeds(t *testing.T, n int, f func(t *testing.T, rng *rand.Rand)) {
@@ -30,7 +32,7 @@ func seeds(t *testing.T, n int, f func(t *testing.T, rng *rand.Rand)) {
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	seeds(t, 200, func(t *testing.T, rng *rand.Rand) {
-		disk := newMemDisk(rand.New(rand.NewPCG(rng.Uint64(), 3)))
+		disk := disktest.New(rand.New(rand.NewPCG(rng.Uint64(), 3)))
 		var mu sync.Mutex
 		want := map[ID][]byte{}   // acknowledged and not deleted
 		maybe := map[ID][]byte{}  // outcome unknown
@@ -72,8 +74,7 @@ func TestCrash(t *testing.T) {
 			clear(deleting)
 
 			left, faults := 20+rng.IntN(200), rand.New(rand.NewPCG(rng.Uint64(), 4))
-			disk.mu.Lock()
-			disk.fail = func(op, name string) error {
+			disk.Fail(func(op, name string) error {
 				if left--; left < 0 {
 					return syscall.EIO // the power is gone: nothing more gets through
 				}
@@ -81,8 +82,7 @@ func TestCrash(t *testing.T) {
 					return syscall.ENOSPC // for a moment
 				}
 				return nil
-			}
-			disk.mu.Unlock()
+			})
 			refused := func(err error) bool { return errors.Is(err, ErrDiskFull) && !errors.Is(err, ErrFailed) }
 			var wg sync.WaitGroup
 			for range 4 {
@@ -145,12 +145,10 @@ func TestCrash(t *testing.T) {
 			}
 			wg.Wait()
 			if rng.IntN(4) == 0 {
-				disk.mu.Lock()
-				disk.fail = nil
-				disk.mu.Unlock()
+				disk.Fail(nil)
 				j.Close() // an orderly end before the power cut
 			}
-			disk.crash()
+			disk.Crash()
 			j.Close()
 		}
 	})
@@ -368,7 +366,7 @@ func TestTornTailIsCut(t *testing.T) {
 func TestFailedFlushStopsTheJournal(t *testing.T) {
 	t.Parallel()
 	for _, op := range []string{"sync", "syncdir"} {
-		disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 		j, err := Open("journal", Options{FS: disk})
 		if err != nil {
 			t.Fatal(err)
@@ -380,13 +378,13 @@ func TestFailedFlushStopsTheJournal(t *testing.T) {
 			}
 		}
 		failures := 1
-		disk.fail = func(o, _ string) error {
+		disk.Fail(func(o, _ string) error {
 			if o == op && failures > 0 {
 				failures-- // the next flush would succeed, and must not be trusted
 				return syscall.EIO
 			}
 			return nil
-		}
+		})
 		for range 2 {
 			if err := store(j, NewID(), "mbx-1", []byte("x")); !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO) {
 				t.Errorf("%s: %v", op, err)
@@ -410,7 +408,7 @@ func TestFailedFlushStopsTheJournal(t *testing.T) {
 // A full disk refuses, loses nothing, and goes on when there is room again.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk, InlineMax: 100, Reserve: 1000})
 	if err != nil {
 		t.Fatal(err)
@@ -421,20 +419,16 @@ func TestDiskFull(t *testing.T) {
 		if err := store(j, ok, "mbx-1", bytes.Repeat([]byte("a"), size)); err != nil {
 			t.Fatal(err)
 		}
-		disk.mu.Lock()
-		disk.fail = func(op, _ string) error {
+		disk.Fail(func(op, _ string) error {
 			if op == "write" {
 				return syscall.ENOSPC
 			}
 			return nil
-		}
-		disk.mu.Unlock()
+		})
 		if err := store(j, NewID(), "mbx-1", bytes.Repeat([]byte("b"), size)); !errors.Is(err, ErrDiskFull) {
 			t.Errorf("%d octets: %v", size, err)
 		}
-		disk.mu.Lock()
-		disk.fail = nil
-		disk.mu.Unlock()
+		disk.Fail(nil)
 		later := NewID()
 		if err := store(j, later, "mbx-1", bytes.Repeat([]byte("c"), size)); err != nil {
 			t.Errorf("after there was room: %v", err)
@@ -445,7 +439,7 @@ func TestDiskFull(t *testing.T) {
 			}
 		}
 	}
-	disk.crash()
+	disk.Crash()
 	k, err := Open("journal", Options{FS: disk, Reserve: 1000})
 	if err != nil {
 		t.Fatal(err)
@@ -454,7 +448,7 @@ func TestDiskFull(t *testing.T) {
 	if n := len(k.List("mbx-1")); n != 4 || len(k.Damaged()) > 0 {
 		t.Errorf("%d messages, damage %v", n, k.Damaged())
 	}
-	disk.free = 5000
+	disk.SetFree(5000)
 	if err := k.Room(4000); err != nil {
 		t.Error(err)
 	}

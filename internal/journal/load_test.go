@@ -10,20 +10,23 @@ import (
 	"time"
 
 	"math/rand/v2"
+
+	"msgw/internal/disk"
+	"msgw/internal/disk/disktest"
 )
 
 // sink is a disk that keeps nothing of what is written.
 type sink struct {
-	FS
+	disk.FS
 	octets  atomic.Int64
 	largest atomic.Int64 // write
 }
 
 type sinkFile struct{ s *sink }
 
-func (s *sink) Create(string) (File, error) { return sinkFile{s}, nil }
-func (s *sink) Remove(string) error         { return nil }
-func (s *sink) Open(string) (File, error)   { return nil, fs.ErrNotExist }
+func (s *sink) Create(string) (disk.File, error) { return sinkFile{s}, nil }
+func (s *sink) Remove(string) error              { return nil }
+func (s *sink) Open(string) (disk.File, error)   { return nil, fs.ErrNotExist }
 
 func (f sinkFile) WriteAt(p []byte, _ int64) (int, error) {
 	f.s.octets.Add(int64(len(p)))
@@ -41,7 +44,7 @@ func (sinkFile) Size() (int64, error)              { return 0, nil }
 // get. Here they get to 16 MiB; nothing depends on the size behind InlineMax.
 func TestMemoryOfLargeBodies(t *testing.T) {
 	const bodies, inline, each = 64, 256 << 10, 16 << 20 / slow
-	s := &sink{FS: newMemDisk(rand.New(rand.NewPCG(1, 1)))}
+	s := &sink{FS: disktest.New(rand.New(rand.NewPCG(1, 1)))}
 	j, err := Open("journal", Options{FS: s, InlineMax: inline, Reserve: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -83,17 +86,17 @@ func TestMemoryOfLargeBodies(t *testing.T) {
 
 // slowBodies holds up flushes of body files.
 type slowBodies struct {
-	FS
+	disk.FS
 	hold    chan struct{}
 	waiting chan struct{}
 }
 
 type slowBody struct {
-	File
+	disk.File
 	d *slowBodies
 }
 
-func (d *slowBodies) Create(name string) (File, error) {
+func (d *slowBodies) Create(name string) (disk.File, error) {
 	f, err := d.FS.Create(name)
 	if err == nil && strings.Contains(name, bodiesDir) {
 		return slowBody{f, d}, nil
@@ -111,7 +114,7 @@ func (f slowBody) Sync() error {
 // other large one before its own flush.
 func TestLargeBodiesHoldUpNobody(t *testing.T) {
 	t.Parallel()
-	d := &slowBodies{FS: newMemDisk(rand.New(rand.NewPCG(1, 1))), hold: make(chan struct{}), waiting: make(chan struct{}, 10)}
+	d := &slowBodies{FS: disktest.New(rand.New(rand.NewPCG(1, 1))), hold: make(chan struct{}), waiting: make(chan struct{}, 10)}
 	j, err := Open("journal", Options{FS: d, InlineMax: 1000, Reserve: 1})
 	if err != nil {
 		t.Fatal(err)

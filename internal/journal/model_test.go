@@ -7,15 +7,18 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
+
+	"msgw/internal/disk/disktest"
 )
 
 // model is what the journal has promised, beside a journal on a disk that loses power.
 type model struct {
 	rng    *rand.Rand
-	disk   *memDisk
+	disk   *disktest.Disk
 	opt    Options
 	j      *Journal
 	sealed map[ID][]byte // all that was ever sent
@@ -24,12 +27,13 @@ type model struct {
 	dead   map[ID]bool   // must never be listed again
 	graves map[ID]bool   // deleted and not forgotten
 	hidden map[ID]*Prepared
-	dark   bool // the power is gone
+	dark   bool                        // the power is gone
+	fail   func(op, name string) error // what the disk is told to fail, or nil
 }
 
 func newModel(seed uint64) *model {
 	rng := rand.New(rand.NewPCG(seed, 7))
-	disk := newMemDisk(rand.New(rand.NewPCG(seed, 8)))
+	disk := disktest.New(rand.New(rand.NewPCG(seed, 8)))
 	return &model{rng: rng, disk: disk, sealed: map[ID][]byte{}, want: map[ID]bool{}, maybe: map[ID]bool{}, dead: map[ID]bool{},
 		graves: map[ID]bool{}, hidden: map[ID]*Prepared{},
 		opt: Options{FS: disk, InlineMax: 300, SegmentSize: 1500 + rng.Int64N(3000), Reserve: 1, KeepGraves: rng.IntN(3) > 0, CompactRate: -1}}
@@ -37,7 +41,7 @@ func newModel(seed uint64) *model {
 
 // open starts the next process and checks what it lists.
 func (m *model) open() error {
-	m.dark = false
+	m.dark, m.fail = false, nil
 	var err error
 	if m.j, err = Open("journal", m.opt); err != nil {
 		return err
@@ -57,15 +61,8 @@ func (m *model) open() error {
 
 // check compares all views of the journal with what was promised.
 func (m *model) check() error {
-	m.disk.mu.Lock()
-	fail := m.disk.fail
-	m.disk.fail = nil
-	m.disk.mu.Unlock()
-	defer func() {
-		m.disk.mu.Lock()
-		m.disk.fail = fail
-		m.disk.mu.Unlock()
-	}()
+	m.disk.Fail(nil)
+	defer func() { m.disk.Fail(m.fail) }()
 	seen := map[ID]bool{}
 	for _, meta := range m.j.List("mbx-1") {
 		seen[meta.ID] = true
@@ -80,6 +77,16 @@ func (m *model) check() error {
 		if !seen[id] {
 			return fmt.Errorf("%s was acknowledged and is gone", id)
 		}
+	}
+	w := Waiting{}
+	for _, meta := range m.j.List("mbx-1") {
+		if w.Messages++; w.Messages == 1 || meta.Received.Before(w.Oldest) {
+			w.Oldest = meta.Received
+		}
+		w.Octets += meta.Octets
+	}
+	if got := m.j.Waiting()["mbx-1"]; got.Messages != w.Messages || got.Octets != w.Octets || !got.Oldest.Equal(w.Oldest) || w.Messages > 0 && got.Keys["0123456789abcdef"] != w.Messages {
+		return fmt.Errorf("waiting is %+v, listed are %+v", got, w)
 	}
 	told, sums := map[ID]bool{}, [256]Bucket{}
 	for meta := range m.j.All {
@@ -284,9 +291,7 @@ func (m *model) step() error {
 // power lets operations pass until the power fails. Now and then the disk is full.
 func (m *model) power(left int) {
 	faults := rand.New(rand.NewPCG(m.rng.Uint64(), 4))
-	m.disk.mu.Lock()
-	defer m.disk.mu.Unlock()
-	m.disk.fail = func(op, name string) error {
+	m.fail = func(op, name string) error {
 		if left--; left < 0 {
 			m.dark = true
 			return syscall.EIO
@@ -296,6 +301,7 @@ func (m *model) power(left int) {
 		}
 		return nil
 	}
+	m.disk.Fail(m.fail)
 }
 
 // drain deletes and forgets everything and expects the disk to be empty then.
@@ -325,26 +331,25 @@ func (m *model) drain() error {
 		m.j.Forget(g.ID)
 	}
 	m.j.Close()
-	if left := m.disk.dirs["journal"]; len(left) != 0 {
-		return fmt.Errorf("left on disk: %v", m.disk.dirs)
+	if left := namesIn(m.disk, "journal"); len(left) != 0 {
+		return fmt.Errorf("left on disk: %v", m.disk.Names())
 	}
 	return nil
 }
 
 // spoilSides changes side files, which must not change what is recovered.
 func (m *model) spoilSides() {
-	for _, dir := range m.disk.dirs {
-		names := slices.Sorted(maps.Keys(dir))
-		for _, name := range names {
-			if n := dir[name]; isSide(name) && len(n.data) > 0 && m.rng.IntN(3) == 0 {
-				if m.rng.IntN(2) == 0 {
-					n.data[m.rng.IntN(len(n.data))] ^= byte(1 << m.rng.IntN(8))
-				} else {
-					n.data = n.data[:m.rng.IntN(len(n.data))]
-				}
-				n.flushed = bytes.Clone(n.data)
-			}
+	for _, name := range m.disk.Names() {
+		if !isSide(filepath.Base(name)) || m.rng.IntN(3) > 0 {
+			continue
 		}
+		m.disk.Change(name, func(b []byte) []byte {
+			if len(b) == 0 || m.rng.IntN(2) == 0 {
+				return b[:m.rng.IntN(len(b)+1)]
+			}
+			b[m.rng.IntN(len(b))] ^= byte(1 << m.rng.IntN(8))
+			return b
+		})
 	}
 }
 
@@ -368,12 +373,17 @@ func (m *model) run() error {
 			}
 		}
 		if m.rng.IntN(3) == 0 {
-			m.disk.mu.Lock()
-			m.disk.fail = nil
-			m.disk.mu.Unlock()
+			m.disk.Fail(nil)
 			m.j.Close() // an orderly end before the power cut
 		}
-		m.disk.crash()
+		if m.rng.IntN(3) == 0 { // the program dies, and what the next one finds stays
+			m.disk.Restart()
+			m.j.Close()
+			if err := m.open(); err != nil {
+				return fmt.Errorf("round %d, next process: %w", round, err)
+			}
+		}
+		m.disk.Crash()
 		m.j.Close()
 		m.spoilSides()
 	}

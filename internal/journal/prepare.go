@@ -13,7 +13,9 @@ type Message struct {
 	Body *Body
 }
 
-// Prepared is messages that are durable and not yet listed. List or Abort ends it.
+// Prepared is messages that are durable and not yet listed. List or Abort ends it. One
+// that is given up without either stays as it is, found and not listed, until the next
+// start lists it.
 type Prepared struct {
 	j       *Journal
 	entries []*entry

@@ -8,8 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"msgw/internal/disk/disktest"
 )
 
 func prepare(t *testing.T, j *Journal, id ID, sealed []byte) *Prepared {
@@ -35,7 +38,7 @@ func listed(j *Journal) []ID {
 func TestPrepare(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{50, 5000} {
-		disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 		j, err := Open("journal", Options{FS: disk, InlineMax: 100, Reserve: 1, KeepGraves: true})
 		if err != nil {
 			t.Fatal(err)
@@ -60,16 +63,16 @@ func TestPrepare(t *testing.T) {
 		if len(listed(j)) != 0 || len(j.Waiting()) != 0 || told != 0 || j.Summary() != [256]Bucket{} {
 			t.Error("a prepared message is visible")
 		}
-		disk.fail = func(op, _ string) error {
+		disk.Fail(func(op, _ string) error {
 			if op == "write" {
 				return syscall.ENOSPC
 			}
 			return nil
-		}
+		})
 		if err := b.Abort(); !errors.Is(err, ErrDiskFull) {
 			t.Error(err)
 		}
-		disk.fail = nil
+		disk.Fail(nil)
 		if _, ok := j.Has(aborted); !ok {
 			t.Error("an abort that failed took the message away")
 		}
@@ -88,7 +91,7 @@ func TestPrepare(t *testing.T) {
 		if l := listed(j); !slices.Equal(l, []ID{shown}) {
 			t.Errorf("listed %v", l)
 		}
-		disk.crash()
+		disk.Crash()
 		k, err := Open("journal", Options{FS: disk, KeepGraves: true})
 		if err != nil {
 			t.Fatal(err)
@@ -250,7 +253,7 @@ func TestReplaceAndEvict(t *testing.T) {
 // Nobody stores a body under an id while the file of the deleted one is still to go.
 func TestNoBodyBeforeTheOldIsGone(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk, InlineMax: 100, Reserve: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -270,20 +273,16 @@ func TestNoBodyBeforeTheOldIsGone(t *testing.T) {
 		}
 		return j.Restore(m, b)
 	}
-	tried := false
-	disk.fail = func(op, name string) error { // called with disk.mu held
-		if op == "remove" && name == j.dir+"/"+j.origin+"/bodies/"+id.String() && !tried {
-			tried = true
-			disk.mu.Unlock()
+	var tried atomic.Bool
+	disk.Before(func(op, name string) {
+		if op == "remove" && name == j.dir+"/"+j.origin+"/bodies/"+id.String() && !tried.Swap(true) {
 			if err := restore(); !errors.Is(err, ErrHeld) {
 				t.Errorf("restored while the old file is there: %v", err)
 			}
-			disk.mu.Lock()
 		}
-		return nil
-	}
-	if err := j.Evict(id); err != nil || !tried {
-		t.Fatal(err, tried)
+	})
+	if err := j.Evict(id); err != nil || !tried.Load() {
+		t.Fatal(err)
 	}
 	if err := restore(); err != nil {
 		t.Fatal(err)

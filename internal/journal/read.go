@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"sync"
 	"syscall"
+
+	"msgw/internal/disk"
 )
 
 // Reader reads one sealed message. It stays valid when the message is deleted
@@ -53,8 +55,8 @@ type source struct {
 	bodyCRC uint32
 	path    string // of the file with the octets
 	octets  io.ReaderAt
-	at      int64 // of the first octet there
-	file    File  // of its own, or nil
+	at      int64     // of the first octet there
+	file    disk.File // of its own, or nil
 }
 
 func (s *source) close() {

@@ -171,8 +171,8 @@ func checkHeader(pre, header []byte) error {
 
 func messageHeader(seq uint64, m Meta) ([]byte, error) {
 	key, err := hex.DecodeString(m.Key)
-	if err != nil || len(key) != 8 {
-		return nil, fmt.Errorf("key id %q: expected 16 hex digits", m.Key)
+	if err != nil || len(key) != 8 || hex.EncodeToString(key) != m.Key { // it is read back in small letters
+		return nil, fmt.Errorf("key id %q: expected 16 hex digits, small letters", m.Key)
 	}
 	if len(m.Mailbox) > 255 {
 		return nil, fmt.Errorf("mailbox id of %d octets: expected at most 255", len(m.Mailbox))

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"msgw/internal/disk"
 )
 
 // Open reads the journal below dir and makes it ready. It mints a new origin: this
@@ -48,7 +50,7 @@ func Open(dir string, opt Options) (*Journal, error) {
 		opt.CompactRate = 16 << 20
 	}
 	if opt.FS == nil {
-		opt.FS = OS{}
+		opt.FS = disk.OS{}
 	}
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
@@ -71,6 +73,11 @@ func Open(dir string, opt Options) (*Journal, error) {
 		}
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
+	if opt.OnDamage != nil {
+		for _, d := range j.damage {
+			opt.OnDamage(d)
+		}
+	}
 	go j.committer()
 	if opt.CompactRate > 0 {
 		j.background.Go(j.compactor)
@@ -90,7 +97,8 @@ type found struct {
 	tombs []tombstone
 	// outdated are records of messages that have a newer one.
 	outdated []place
-	bodies   bool // a message has its body in a file
+	bodies   bool            // a message has its body in a file
+	read     map[string]bool // origins of which a record was read
 }
 
 // place is where a record lies.
@@ -128,7 +136,7 @@ func (j *Journal) recover() error {
 	if err != nil {
 		return err
 	}
-	f := &found{}
+	f := &found{read: map[string]bool{}}
 	var origins []string
 	for _, o := range names {
 		if !o.IsDir() || !isOrigin(o.Name()) {
@@ -141,9 +149,15 @@ func (j *Journal) recover() error {
 		}
 	}
 	j.generation = 1
+	hidden := map[string]bool{} // logs of which nothing can be read now: each may have had its generation
 	for _, s := range j.segments {
 		j.generation = max(j.generation, s.generation+1)
+		hidden[s.origin] = true
 	}
+	for o := range f.read {
+		delete(hidden, o)
+	}
+	j.generation += uint32(len(hidden))
 	j.applyTombstones(f)
 	var es []*entry
 	for i := range j.buckets {
@@ -166,6 +180,12 @@ func (j *Journal) applyTombstones(f *found) {
 	for _, o := range f.outdated {
 		j.outdate(o.id, o.seg)
 	}
+	// In the order of their writing: an old deletion says nothing of what was stored later,
+	// whatever became of that.
+	slices.SortFunc(f.tombs, func(a, b tombstone) int {
+		return cmp.Or(cmp.Compare(a.seg.generation, b.seg.generation), cmp.Compare(a.seg.origin, b.seg.origin),
+			cmp.Compare(a.seg.number, b.seg.number), cmp.Compare(a.at, b.at))
+	})
 	for _, t := range f.tombs {
 		for i, id := range t.ids {
 			e := j.entry(id)
@@ -218,13 +238,18 @@ func (j *Journal) recoverOrigin(origin string, f *found) error {
 			j.log.Warn("journal: this is not the journal's and left alone", "file", filepath.Join(dir, name))
 		}
 	}
+	// What the process before this one left in the machine's memory only must not count
+	// and then be gone with the power. These are removals; segments are flushed below.
+	if err := j.fs.SyncDir(dir); err != nil {
+		return err
+	}
 	slices.Sort(names)
 	for _, name := range names {
 		delete(sides, sidePath(name))
 	}
 	for name := range sides { // of segments that went
 		if err := j.fs.Remove(filepath.Join(dir, name)); err != nil {
-			return err
+			j.log.Warn("journal: cannot remove a side file without a segment", "file", filepath.Join(dir, name), "err", err)
 		}
 	}
 	for i, name := range names {
@@ -291,6 +316,7 @@ func (j *Journal) recoverSegment(seg *segment, last bool, f *found) error {
 			continue
 		}
 		seg.generation = r.generation
+		f.read[seg.origin] = true
 		if r.kind != kindMessage {
 			f.tombs = append(f.tombs, tombstone{seg, r})
 		} else {
@@ -299,6 +325,9 @@ func (j *Journal) recoverSegment(seg *segment, last bool, f *found) error {
 	}
 	seg.size = size
 	seg.finished = len(records) > 0 && records[len(records)-1].endMark()
+	if !seg.finished {
+		return seg.file.Sync()
+	}
 	return nil
 }
 
@@ -309,10 +338,14 @@ func (j *Journal) readHeaders(seg *segment, size int64) (records []scanned, bad 
 		seg.side = true
 		return records, nil, int64(records[len(records)-1].durable), nil
 	}
+	changed := errors.Is(err, errChanged)
 	if !errors.Is(err, fs.ErrNotExist) {
 		j.log.Warn("journal: the side file of a segment is of no use", "file", sidePath(seg.path), "err", err)
 	}
-	return scan(seg.file, size)
+	if records, bad, durable, err = scan(seg.file, size); err == nil && changed {
+		bad = append(bad, flaw{size, errChanged})
+	}
+	return records, bad, durable, err
 }
 
 // recoverMessage takes a message's record into the index. Of several records with one

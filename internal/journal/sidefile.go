@@ -26,7 +26,11 @@ const (
 	maxSide = 1 << 30
 )
 
-var errSide = errors.New("side file does not fit")
+var (
+	errSide = errors.New("side file does not fit")
+	// A side file is written when the end mark was flushed: no crash takes that away.
+	errChanged = errors.New("segment is not what it was when it was finished")
+)
 
 // sidePath returns where the side file of a segment lies.
 func sidePath(segment string) string { return strings.TrimSuffix(segment, segmentSuffix) + sideSuffix }
@@ -55,9 +59,12 @@ func parseSide(b []byte, origin string, number int, size int64) ([]scanned, erro
 		return nil, fmt.Errorf("%w: %w", errSide, errCRC)
 	}
 	n := int64(binary.BigEndian.Uint32(b[36:]))
-	if binary.BigEndian.Uint64(b[8:]) != uint64(size) || hex.EncodeToString(b[16:32]) != origin ||
+	if hex.EncodeToString(b[16:32]) != origin ||
 		binary.BigEndian.Uint32(b[32:]) != uint32(number) || n*sideEntry > int64(len(b)) {
 		return nil, fmt.Errorf("%w: it is that of another segment", errSide)
+	}
+	if binary.BigEndian.Uint64(b[8:]) != uint64(size) {
+		return nil, fmt.Errorf("%w: %w: %d octets", errSide, errChanged, size)
 	}
 	records := make([]scanned, 0, n)
 	end := int64(0)
@@ -107,7 +114,7 @@ func (j *Journal) readSide(seg *segment, size int64) ([]scanned, error) {
 		return nil, fmt.Errorf("%w: %w", errSide, err)
 	}
 	if !bytes.Equal(end[:], b[len(b)-mark:]) {
-		return nil, fmt.Errorf("%w: the segment ends with another end mark", errSide)
+		return nil, fmt.Errorf("%w: %w: another end mark", errSide, errChanged)
 	}
 	return records, nil
 }

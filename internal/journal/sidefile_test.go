@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"msgw/internal/disk/disktest"
 )
 
 // A side file speeds up a start and changes nothing else: one that is missing, torn,
@@ -36,7 +38,8 @@ func TestSideFile(t *testing.T) {
 		t.Helper()
 		j := openDir(t, dir, Options{CompactRate: -1})
 		defer j.Close()
-		if n := len(listed(j)); n != 9 || len(j.Damaged()) > 0 {
+		// A whole side file that does not fit says that the segment was changed.
+		if n := len(listed(j)); n != 9 || len(j.Damaged()) > 0 != strings.Contains(what, "end mark") {
 			t.Errorf("%s: %d messages, damage %v", what, n, j.Damaged())
 		}
 		j.mu.Lock()
@@ -65,10 +68,10 @@ func TestSideFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	end := b[len(b)-64:]
+	end := bytes.Clone(b[len(b)-64:])
 	copy(end[40:], "12345678") // another end mark
 	crcOf := appendRecord(nil, prefix{kind: kindTombstone, durable: binary.BigEndian.Uint64(end[24:]), generation: binary.BigEndian.Uint32(end[32:])}, end[40:60], nil)
-	os.WriteFile(segments[0], append(b[:len(b)-64], crcOf...), 0o600)
+	os.WriteFile(segments[0], append(bytes.Clone(b[:len(b)-64]), crcOf...), 0o600)
 	open("of a segment with another end mark", false)
 	os.WriteFile(side, good, 0o600)
 	os.WriteFile(segments[0], b, 0o600)
@@ -97,14 +100,14 @@ func TestSideFile(t *testing.T) {
 func TestReservedRoom(t *testing.T) {
 	t.Parallel()
 	for _, gives := range []bool{true, false} {
-		disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 		if !gives {
-			disk.fail = func(op, _ string) error {
+			disk.Fail(func(op, _ string) error {
 				if op == "allocate" {
 					return os.ErrInvalid
 				}
 				return nil
-			}
+			})
 		}
 		var log bytes.Buffer
 		j, err := Open("journal", Options{FS: disk, SegmentSize: 100_000, CompactRate: -1})
@@ -115,7 +118,7 @@ func TestReservedRoom(t *testing.T) {
 		if n := segmentOctets(disk); (n == 100_000) != gives {
 			t.Errorf("the segment takes %d octets", n)
 		}
-		disk.crash()
+		disk.Crash()
 		j.Close()
 		k, err := Open("journal", Options{FS: disk, SegmentSize: 100_000, CompactRate: -1, Log: slogTo(&log)})
 		if err != nil {

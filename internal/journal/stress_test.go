@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"msgw/internal/disk/disktest"
 )
 
 // Everything at once, on small segments; then what is left is what it should be, and so
@@ -15,7 +17,7 @@ import (
 func TestEverythingAtOnce(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(6) {
-		disk := newMemDisk(rand.New(rand.NewPCG(seed, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(seed, 1)))
 		opt := Options{FS: disk, InlineMax: 300, SegmentSize: 5000, Reserve: 1, KeepGraves: true, CompactRate: 1 << 30}
 		j, err := Open("journal", opt)
 		if err != nil {
@@ -149,7 +151,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		if err := m.check(); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
-		disk.crash()
+		disk.Crash()
 		j.Close()
 		m.opt.CompactRate = -1 // the counts are checked
 		if err := m.drain(); err != nil {

@@ -1,7 +1,9 @@
 package journal
 
 import (
+	"crypto/sha256"
 	"errors"
+	"io"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -21,6 +23,9 @@ func (j *Journal) sweepBodies(origins []string, f *found) error {
 		if err != nil {
 			return err
 		}
+		if err := j.fs.SyncDir(dir); err != nil {
+			return err
+		}
 		for _, n := range names {
 			name, temp := strings.CutSuffix(n.Name(), tempSuffix)
 			id, err := ParseID(name)
@@ -28,19 +33,17 @@ func (j *Journal) sweepBodies(origins []string, f *found) error {
 				j.log.Warn("journal: this is not the journal's and left alone", "file", filepath.Join(dir, n.Name()))
 				continue
 			}
-			if !temp {
+			if temp {
+				j.removeBody(id, filepath.Join(dir, n.Name()))
+			} else {
 				files[id] = append(files[id], dir)
-			} else if err := j.fs.Remove(filepath.Join(dir, n.Name())); err != nil {
-				return err
 			}
 		}
 	}
 	if f.bodies {
 		j.findBodies(files)
 	}
-	if err := j.removeUnnamed(files, f); err != nil {
-		return err
-	}
+	j.removeUnnamed(files, f)
 	for _, o := range origins {
 		if !slices.ContainsFunc(j.segments, func(s *segment) bool { return s.origin == o }) {
 			// A process that stored nothing. Both fail if it left something after all.
@@ -51,8 +54,21 @@ func (j *Journal) sweepBodies(origins []string, f *found) error {
 	return nil
 }
 
+// bodyFits reports whether a file holds the octets of e.
+func (j *Journal) bodyFits(e *entry, path string) bool {
+	f, err := j.fs.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	sum := sha256.New()
+	n, err := io.Copy(sum, io.NewSectionReader(f, 0, e.sealed+1))
+	return err == nil && n == e.sealed && [32]byte(sum.Sum(nil)) == e.sha
+}
+
 // findBodies takes the files of held messages out of files. A record that was copied
-// lies in another origin than the body.
+// lies in another origin than the body. Of several files, in logs that somebody copied,
+// one that fits is taken; if none does, all stay.
 func (j *Journal) findBodies(files map[ID][]string) {
 	for i := range j.buckets {
 		for id, e := range j.buckets[i].entries {
@@ -61,6 +77,18 @@ func (j *Journal) findBodies(files map[ID][]string) {
 			}
 			dirs := files[id]
 			own := filepath.Dir(j.bodyPath(e))
+			if len(dirs) > 1 {
+				k := slices.IndexFunc(dirs, func(dir string) bool { return j.bodyFits(e, filepath.Join(dir, id.String())) })
+				if k < 0 {
+					delete(files, id)
+					continue
+				}
+				if dirs[k] != own {
+					j.bodyDirs[id] = dirs[k]
+				}
+				files[id] = slices.Delete(dirs, k, k+1)
+				continue
+			}
 			switch at := slices.Index(dirs, own); {
 			case at >= 0:
 				files[id] = slices.Delete(dirs, at, at+1)
@@ -79,7 +107,7 @@ func (j *Journal) findBodies(files map[ID][]string) {
 // removeUnnamed removes files that no held message names: nobody was told 250 for them,
 // or they are deleted. Where damage hides records, a file may be the body of one of them,
 // and stays unless it is known to be deleted.
-func (j *Journal) removeUnnamed(files map[ID][]string, f *found) error {
+func (j *Journal) removeUnnamed(files map[ID][]string, f *found) {
 	var deleted map[ID]bool
 	if slices.ContainsFunc(j.segments, func(s *segment) bool { return s.damaged }) {
 		deleted = map[ID]bool{}
@@ -99,10 +127,7 @@ func (j *Journal) removeUnnamed(files map[ID][]string, f *found) error {
 			continue
 		}
 		for _, dir := range dirs {
-			if err := j.fs.Remove(filepath.Join(dir, id.String())); err != nil {
-				return err
-			}
+			j.removeBody(id, filepath.Join(dir, id.String()))
 		}
 	}
-	return nil
 }

@@ -16,7 +16,8 @@ const verifyChunk = 256 << 10
 
 // Verify reads every live message and checks its record, checksum and SHA-256, which
 // needs no key. f is told each, with nil or an error that is ErrDamaged. What is damaged
-// is listed by Damaged from then on. Verify returns early only when ctx ends.
+// is listed by Damaged from then on. Verify returns early when ctx ends,
+// the journal is closed, or this machine has no files left to open.
 func (j *Journal) Verify(ctx context.Context, f func(Meta, error)) error {
 	return j.verifyAll(ctx, f, func(int) error { return ctx.Err() })
 }

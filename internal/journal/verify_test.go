@@ -14,29 +14,22 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"msgw/internal/disk/disktest"
 )
 
 // flip changes one octet of a file behind the journal's back.
-func flip(t *testing.T, d *memDisk, name string, at int64) {
+func flip(t *testing.T, d *disktest.Disk, name string, at int64) {
 	t.Helper()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for dir, files := range d.dirs {
-		for base, n := range files {
-			if dir+"/"+base == name && n != nil {
-				n.data[at] ^= 1
-				n.flushed = bytes.Clone(n.data)
-				return
-			}
-		}
+	if !d.Change(name, func(b []byte) []byte { b[at] ^= 1; return b }) {
+		t.Fatalf("no file %s", name)
 	}
-	t.Fatalf("no file %s", name)
 }
 
 // Verify finds a changed octet wherever it is, says so once, and passes over nothing.
 func TestVerify(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	var told []ID
 	var mu sync.Mutex
 	j, err := Open("journal", Options{FS: disk, InlineMax: 500, Reserve: 1, OnDamage: func(d Damage) {
@@ -132,7 +125,7 @@ func TestReadingChecksABodyFile(t *testing.T) {
 				return nil
 			},
 		} {
-			disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+			disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 			j, err := Open("journal", Options{FS: disk, InlineMax: 500, Reserve: 1})
 			if err != nil {
 				t.Fatal(err)
@@ -161,7 +154,7 @@ func TestReadingChecksABodyFile(t *testing.T) {
 func TestScrub(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 		found := make(chan Damage, 10)
 		j, err := Open("journal", Options{FS: disk, InlineMax: 500, Reserve: 1, ScrubEvery: time.Hour, ScrubRate: 1000, OnDamage: func(d Damage) { found <- d }})
 		if err != nil {
@@ -190,16 +183,14 @@ func TestScrub(t *testing.T) {
 // Low warns first, Room refuses later.
 func TestLow(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk, Reserve: 1000})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer j.Close()
 	for free, want := range map[int64][2]bool{4000: {false, true}, 3999: {true, true}, 1000: {true, true}, 999: {true, false}} {
-		disk.mu.Lock()
-		disk.free = free
-		disk.mu.Unlock()
+		disk.SetFree(free)
 		if got := [2]bool{j.Low(), j.Room(0) == nil}; got != want {
 			t.Errorf("%d free: low and room are %v, want %v", free, got, want)
 		}
@@ -209,19 +200,19 @@ func TestLow(t *testing.T) {
 // Too many open files is no damage.
 func TestNoFilesLeft(t *testing.T) {
 	t.Parallel()
-	disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 	j, err := Open("journal", Options{FS: disk, InlineMax: 500, Reserve: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer j.Close()
 	id := storeSome(t, j, 1, 1000)[0]
-	disk.fail = func(op, _ string) error {
+	disk.Fail(func(op, _ string) error {
 		if op == "open" {
 			return syscall.EMFILE
 		}
 		return nil
-	}
+	})
 	if _, err := j.Open(id); !errors.Is(err, syscall.EMFILE) || errors.Is(err, ErrDamaged) {
 		t.Error(err)
 	}
@@ -237,7 +228,7 @@ func TestNoFilesLeft(t *testing.T) {
 func TestReplaceMendsTheRecord(t *testing.T) {
 	t.Parallel()
 	for _, restart := range []bool{false, true} {
-		disk := newMemDisk(rand.New(rand.NewPCG(1, 1)))
+		disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
 		opt := Options{FS: disk, InlineMax: 500, Reserve: 1, CompactRate: -1}
 		j, err := Open("journal", opt)
 		if err != nil {
@@ -271,12 +262,12 @@ func TestReplaceMendsTheRecord(t *testing.T) {
 		for _, full := range []bool{true, false} {
 			b := j.NewBody(id)
 			b.Write(sealed)
-			disk.fail = func(op, name string) error {
+			disk.Fail(func(op, name string) error {
 				if full && op == "write" && isSegment(filepath.Base(name)) {
 					return syscall.ENOSPC
 				}
 				return nil
-			}
+			})
 			if err := j.Replace(id, b); errors.Is(err, ErrDiskFull) != full {
 				t.Fatal(err)
 			}

@@ -4,25 +4,25 @@ import (
 	"sync"
 	"syscall"
 
-	machine "msgw/internal/disk"
+	"msgw/internal/disk"
 )
 
-// disk is a journal's disk that can be full, fail, or hold flushes up.
-type disk struct {
-	machine.OS
+// faultyDisk is a journal's disk that can be full, fail, or hold flushes up.
+type faultyDisk struct {
+	disk.OS
 	mu     sync.Mutex
 	full   bool
 	broken bool          // flushes fail
 	held   chan struct{} // flushes wait until it is closed; may be nil
 }
 
-func (d *disk) set(f func()) {
+func (d *faultyDisk) set(f func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	f()
 }
 
-func (d *disk) noRoom() error {
+func (d *faultyDisk) noRoom() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.full {
@@ -31,7 +31,7 @@ func (d *disk) noRoom() error {
 	return nil
 }
 
-func (d *disk) Create(name string) (machine.File, error) {
+func (d *faultyDisk) Create(name string) (disk.File, error) {
 	if err := d.noRoom(); err != nil {
 		return nil, err
 	}
@@ -39,12 +39,12 @@ func (d *disk) Create(name string) (machine.File, error) {
 	return diskFile{f, d}, err
 }
 
-func (d *disk) Open(name string) (machine.File, error) {
+func (d *faultyDisk) Open(name string) (disk.File, error) {
 	f, err := d.OS.Open(name)
 	return diskFile{f, d}, err
 }
 
-func (d *disk) Free(dir string) (int64, error) {
+func (d *faultyDisk) Free(dir string) (int64, error) {
 	if d.noRoom() != nil {
 		return 0, nil
 	}
@@ -52,8 +52,8 @@ func (d *disk) Free(dir string) (int64, error) {
 }
 
 type diskFile struct {
-	machine.File
-	d *disk
+	disk.File
+	d *faultyDisk
 }
 
 func (f diskFile) WriteAt(p []byte, at int64) (int, error) {

@@ -1,4 +1,7 @@
-package journal
+// Package disk is what the rooms that keep things write to: files, their names, and
+// the flushes of both. Those who test what a crash leaves put another disk in its
+// place; see disktest.
+package disk
 
 import (
 	"errors"
@@ -23,13 +26,14 @@ type File interface {
 	Size() (int64, error)
 }
 
-// FS is the disk under a journal. Names are paths. Tests put a failing disk here.
+// FS is a file system. Names are paths. Errors are those of package os: fs.ErrNotExist,
+// fs.ErrExist and the system's numbers can be told apart.
 type FS interface {
-	MkdirAll(dir string) error
-	Create(name string) (File, error) // fails if name exists
+	MkdirAll(dir string) error        // of mode 0700
+	Create(name string) (File, error) // of mode 0600; fails if name exists
 	Open(name string) (File, error)   // for reading and writing
-	Rename(from, to string) error
-	Remove(name string) error
+	Rename(from, to string) error     // takes the place of a file named to
+	Remove(name string) error         // of a file or an empty directory
 	ReadDir(dir string) ([]fs.DirEntry, error)
 	// SyncDir returns once the directory's entries are on stable storage.
 	SyncDir(dir string) error
