@@ -11,6 +11,7 @@ import (
 	"msgw/internal/journal"
 	"msgw/internal/pop3d"
 	"msgw/internal/seal"
+	"msgw/internal/shadow"
 	"msgw/raftstore"
 	"msgw/smtpnode"
 )
@@ -84,7 +85,10 @@ func (d *maildrops) Login(ctx context.Context, user, password string) (pop3d.Mai
 	}
 	d.open[id] = true
 	drop := &maildrop{drops: d, mailbox: id, ids: ids}
-	for _, w := range d.n.waitingMail(id) {
+	if !d.n.shipper.Listable() {
+		d.n.log.Info("own messages are not listed yet: the other site may have handed some of them over", "mailbox", id)
+	}
+	for _, w := range d.n.site().List(id) {
 		// What an older password locked away stays waiting, unlisted.
 		if seal.Unlockable(m.Keys, w.Key) {
 			drop.mail = append(drop.mail, w)
@@ -93,40 +97,14 @@ func (d *maildrops) Login(ctx context.Context, user, password string) (pop3d.Mai
 	return drop, nil
 }
 
-// waitingMail lists what the archive is to get at this site: its own messages, once the
-// other site has said which of them it handed over, and those of the other site while
-// they are adopted.
-func (n *Node) waitingMail(mailbox string) (mail []waitingMail) {
-	listed := map[journal.ID]bool{}
-	list := func(from *journal.Journal, metas []journal.Meta) {
-		for _, meta := range metas {
-			if !listed[meta.ID] { // a maildrop must not have an id twice (RFC 1939 section 7)
-				listed[meta.ID] = true
-				mail = append(mail, waitingMail{meta, from})
-			}
-		}
-	}
-	if n.shipper.Listable() {
-		list(n.journal, n.journal.List(mailbox))
-	} else {
-		n.log.Info("own messages are not listed yet: the other site may have handed some of them over", "mailbox", mailbox)
-	}
-	list(n.held, n.holder.List(mailbox))
-	return mail
-}
-
-// waitingMail is a message with the journal that it lies in.
-type waitingMail struct {
-	journal.Meta
-	from *journal.Journal
-}
+func (n *Node) site() shadow.Site { return shadow.Site{Shipper: n.shipper, Holder: n.holder} }
 
 // maildrop is one mailbox while an archive has it open.
 type maildrop struct {
 	drops   *maildrops
 	mailbox string
 	ids     []seal.Identity
-	mail    []waitingMail
+	mail    []shadow.Mail
 }
 
 func (d *maildrop) Messages() []pop3d.Message {
@@ -142,7 +120,7 @@ func (d *maildrop) Messages() []pop3d.Message {
 // Open unseals a message and passes over the trace block before it.
 func (d *maildrop) Open(_ context.Context, i int) (io.ReadCloser, error) {
 	m := d.mail[i]
-	r, err := openPlain(m.from, m.Meta, d.ids)
+	r, err := openPlain(m.From, m.Meta, d.ids)
 	if err != nil {
 		d.drops.n.log.Error("waiting message cannot be opened", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
 	}
@@ -167,22 +145,11 @@ func unseal(r *journal.Reader, m journal.Meta, ids []seal.Identity) (io.Reader, 
 }
 
 func (d *maildrop) Delete(_ context.Context, which []int) error {
-	n := d.drops.n
-	ids := map[*journal.Journal][]journal.ID{}
-	for _, w := range which {
-		m := d.mail[w]
-		ids[m.from] = append(ids[m.from], m.ID)
+	mail := make([]shadow.Mail, len(which))
+	for i, w := range which {
+		mail[i] = d.mail[w]
 	}
-	if own := ids[n.journal]; len(own) > 0 {
-		if err := n.journal.Delete(own...); err != nil {
-			return err
-		}
-		n.shipper.Deleted(own...)
-	}
-	if copies := ids[n.held]; len(copies) > 0 {
-		return n.held.Delete(copies...) // the owner hears of it when it is back
-	}
-	return nil
+	return d.drops.n.site().Delete(mail...)
 }
 
 func (d *maildrop) Close() {

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"msgw/internal/disk"
 	"msgw/internal/durable"
 	"msgw/internal/journal"
 )
@@ -20,6 +20,7 @@ import (
 type HolderOptions struct {
 	Held *journal.Journal // the copies, opened with KeepGraves
 	Dir  string           // for what must survive a restart
+	FS   disk.FS          // that Dir is on; nil: the machine's
 	// Silence is how long the owner must have been silent before its messages are
 	// adopted; default 15 min. Confirmed is the same if Confirm says that nobody else
 	// hears of it either; default 2 min.
@@ -62,6 +63,9 @@ const adoptionFile = "adoption.json"
 
 // OpenHolder reads whether the other site's messages are adopted.
 func OpenHolder(opt HolderOptions) (*Holder, error) {
+	if opt.FS == nil {
+		opt.FS = disk.OS{}
+	}
 	if opt.Silence == nil {
 		opt.Silence = func() time.Duration { return AdoptAfter }
 	}
@@ -69,7 +73,7 @@ func OpenHolder(opt HolderOptions) (*Holder, error) {
 		opt.Confirmed = func() time.Duration { return AdoptConfirmed }
 	}
 	h := &Holder{opt: opt, log: opt.Log, held: opt.Held, heard: time.Now(), storing: map[journal.ID]chan struct{}{}, coming: map[journal.ID]*receiver{}}
-	b, err := os.ReadFile(filepath.Join(opt.Dir, adoptionFile))
+	b, err := durable.ReadFile(opt.FS, filepath.Join(opt.Dir, adoptionFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return h, nil
 	}
@@ -159,7 +163,7 @@ func (h *Holder) setAdopted(adopted bool, why string, heard time.Time) error {
 	next := adoption{adopted, time.Now().UTC(), why}
 	b, err := json.Marshal(next)
 	if err == nil {
-		err = durable.ReplaceFile(filepath.Join(h.opt.Dir, adoptionFile), b)
+		err = durable.WriteFile(h.opt.FS, filepath.Join(h.opt.Dir, adoptionFile), b)
 	}
 	if err != nil {
 		return fmt.Errorf("adoption: %w", err)

@@ -27,8 +27,8 @@ type pair struct {
 	t          *testing.T
 	ownerDir   string
 	holderDir  string
-	ownerDisk  *disk
-	holderDisk *disk
+	ownerDisk  *faultyDisk
+	holderDisk *faultyDisk
 	bandwidth  int64
 	confirm    func() bool
 	mu         sync.Mutex
@@ -54,7 +54,7 @@ const (
 )
 
 func newPair(t *testing.T) *pair {
-	p := &pair{t: t, ownerDir: t.TempDir(), holderDir: t.TempDir(), ownerDisk: &disk{}, holderDisk: &disk{}}
+	p := &pair{t: t, ownerDir: t.TempDir(), holderDir: t.TempDir(), ownerDisk: &faultyDisk{}, holderDisk: &faultyDisk{}}
 	t.Cleanup(func() {
 		p.endOwner()
 		p.endHolder()
@@ -64,7 +64,7 @@ func newPair(t *testing.T) *pair {
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-func (p *pair) openJournal(dir string, d *disk) *journal.Journal {
+func (p *pair) openJournal(dir string, d *faultyDisk) *journal.Journal {
 	p.t.Helper()
 	dir = filepath.Join(dir, "journal")
 	if err := os.MkdirAll(dir, 0o700); err != nil {

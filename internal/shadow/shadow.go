@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"msgw/internal/disk"
 	"msgw/internal/journal"
 )
 
@@ -73,7 +74,8 @@ type Options struct {
 	Own *journal.Journal // this site's messages, opened with KeepGraves
 	// Dial connects to the other site's Holder. It returns ErrAlone if there is none.
 	Dial func(context.Context) (net.Conn, error)
-	Dir  string // for what must survive a restart
+	Dir  string  // for what must survive a restart
+	FS   disk.FS // that Dir is on; nil: the machine's
 	// Settings are asked for whenever they are needed: they may change. nil: the defaults.
 	Settings func() Settings
 	Log      *slog.Logger
@@ -134,9 +136,12 @@ type Shipper struct {
 func Open(opt Options) (*Shipper, error) {
 	s := &Shipper{opt: opt, own: opt.Own, log: opt.Log, start: time.Now(), work: make(chan struct{}, 1), told: make(chan struct{}, 1), changed: make(chan struct{}),
 		tickets: map[journal.ID]*ticket{}, missing: map[journal.ID]struct{}{}, conflicts: map[journal.ID]struct{}{}}
+	if s.opt.FS == nil {
+		s.opt.FS = disk.OS{}
+	}
 	s.heard, s.broken = s.start, s.start
 	var err error
-	if s.state, err = loadStatus(opt.Dir); err != nil {
+	if s.state, err = loadStatus(s.opt.FS, opt.Dir); err != nil {
 		return nil, err
 	}
 	if s.state.State != Degraded {

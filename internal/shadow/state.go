@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
+	"msgw/internal/disk"
 	"msgw/internal/durable"
 )
 
@@ -21,8 +21,8 @@ type status struct {
 
 const statusFile = "shadow.json"
 
-func loadStatus(dir string) (status, error) {
-	b, err := os.ReadFile(filepath.Join(dir, statusFile))
+func loadStatus(f disk.FS, dir string) (status, error) {
+	b, err := durable.ReadFile(f, filepath.Join(dir, statusFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return status{State: Hold}, nil
 	}
@@ -59,7 +59,7 @@ func (s *Shipper) judge(now time.Time) {
 	s.state = status{State: next, Since: now.UTC(), ID: was.ID + 1}
 	b, err := json.Marshal(s.state)
 	if err == nil {
-		err = durable.ReplaceFile(filepath.Join(s.opt.Dir, statusFile), b)
+		err = durable.WriteFile(s.opt.FS, filepath.Join(s.opt.Dir, statusFile), b)
 	}
 	level := s.log.Info
 	if next == Degraded {
