@@ -52,6 +52,13 @@ func journalListCommand(name, short string, single bool) *cobra.Command {
 		if !*asJSON {
 			fmt.Fprintf(out, form, "ID", "RECEIVED", "SIZE", "WHERE", "MAILBOX", "DAMAGE")
 		}
+		if single {
+			defer func() {
+				if s, err := client(*dir).Status(c.Context()); err == nil && s.Copies != nil && !s.Copies.Compared {
+					fmt.Fprintln(c.ErrOrStderr(), "there may be more: the sites have not compared what they hold since the link between them broke, or this node started")
+				}
+			}()
+		}
 		return withJournals(c.Context(), *dir, func(j admin.Journals) error {
 			return j.Messages(c.Context(), admin.Query{Mailbox: *mailbox, Single: single}, func(m admin.Message) error {
 				if *asJSON {

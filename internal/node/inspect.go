@@ -88,14 +88,10 @@ func describeMessage(m journal.Meta, copy bool) admin.Message {
 func (j *journals) Messages(ctx context.Context, q admin.Query, f func(admin.Message) error) error {
 	singles := map[journal.ID]bool{}
 	if q.Single {
-		ids, complete, err := j.singles()
-		if err != nil {
-			return err
+		if j.single == nil {
+			return admin.Errorf(http.StatusConflict, "start it with `msgw serve`", "the node does not run, so nobody knows what the other site holds")
 		}
-		if !complete {
-			return admin.Errorf(http.StatusServiceUnavailable, "wait until the sites are linked again; `msgw journal list` shows all",
-				"the sites have not compared what they hold since this node or the link came up: %d messages are known to have one copy, and there may be more", len(ids))
-		}
+		ids, _ := j.single() // whether that is all is Copies.Compared of the status
 		for _, id := range ids {
 			singles[id] = true
 		}
@@ -121,14 +117,6 @@ func (j *journals) Messages(ctx context.Context, q admin.Query, f func(admin.Mes
 		})
 		return err
 	})
-}
-
-func (j *journals) singles() (ids []journal.ID, complete bool, err error) {
-	if j.single == nil {
-		return nil, false, admin.Errorf(http.StatusConflict, "start it with `msgw serve`", "the node does not run, so nobody knows what the other site holds")
-	}
-	ids, complete = j.single()
-	return ids, complete, nil
 }
 
 // find looks a message up in both journals.

@@ -29,12 +29,20 @@ func (h *Holder) answers() map[kind]answer {
 	}
 }
 
-// ping says that this site lives, whether it can store, and how many copies are damaged.
+// ping says that this site lives, whether it can store, how many copies are damaged, and
+// whether the owner's messages are adopted: it may not know that it was taken for dead.
 func (h *Holder) ping([]byte, func([]byte) error) ([]byte, error) {
 	if err := h.held.Err(); err != nil {
 		return nil, err
 	}
-	return binary.BigEndian.AppendUint32(nil, uint32(len(damaged(h.held)))), h.held.Room(0)
+	b := binary.BigEndian.AppendUint32(nil, uint32(len(damaged(h.held))))
+	adopted, _, _ := h.Adopted()
+	if adopted {
+		b = append(b, 1)
+	} else {
+		b = append(b, 0)
+	}
+	return b, h.held.Room(0)
 }
 
 // drop deletes copies of what the owner has deleted, those too that are just being
@@ -49,6 +57,10 @@ func (h *Holder) drop(payload []byte, _ func([]byte) error) ([]byte, error) {
 		h.stored(id)
 	}
 	if err := h.held.Delete(ids...); err != nil {
+		return nil, err
+	}
+	// What a failed flush left is not held, and may be after a restart.
+	if err := h.held.Err(); errors.Is(err, journal.ErrFailed) {
 		return nil, err
 	}
 	h.held.Forget(ids...)

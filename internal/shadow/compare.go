@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"msgw/internal/journal"
@@ -46,7 +47,8 @@ func (s *Shipper) maintain(ctx context.Context, l *link) error {
 // equalise does once what is due: back says that the adoption was ended, next when to
 // compare.
 func (s *Shipper) equalise(ctx context.Context, l *link, back *bool, next *time.Time) error {
-	if !*back {
+	if !*back || s.adopted.Swap(false) {
+		*back = false
 		if err := s.takeBack(ctx, l); err != nil {
 			return fmt.Errorf("take back what was adopted: %w", err)
 		}
@@ -146,17 +148,17 @@ func (s *Shipper) compare(ctx context.Context, l *link) error {
 	if len(b) != 256*20 {
 		return fmt.Errorf("%w: summary of %d octets", errFrame, len(b))
 	}
-	own, equal, lost := s.own.Summary(), [256]bool{}, 0
+	own, equal := s.own.Summary(), [256]bool{}
+	var differ []byte
 	for i := range own {
 		theirs := journal.Bucket{Count: binary.BigEndian.Uint32(b[20*i:]), XOR: [16]byte(b[20*i+4 : 20*i+20])}
-		if equal[i] = own[i] == theirs; equal[i] {
-			continue
+		if equal[i] = own[i] == theirs; !equal[i] {
+			differ = append(differ, byte(i))
 		}
-		n, err := s.compareBucket(ctx, l, byte(i))
-		if err != nil {
-			return err
-		}
-		lost += n
+	}
+	lost, err := s.compareBuckets(ctx, l, differ)
+	if err != nil {
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -172,6 +174,42 @@ func (s *Shipper) compare(ctx context.Context, l *link) error {
 	s.compared = true
 	s.judge(time.Now())
 	return nil
+}
+
+// comparing is how many buckets are compared at a time: the way between the sites may be
+// long.
+const comparing = 8
+
+// compareBuckets compares the messages of some buckets, and returns how many could not be
+// fetched.
+func (s *Shipper) compareBuckets(ctx context.Context, l *link, buckets []byte) (lost int, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range min(comparing, len(buckets)) {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				if len(buckets) == 0 || err != nil {
+					mu.Unlock()
+					return
+				}
+				b := buckets[0]
+				buckets = buckets[1:]
+				mu.Unlock()
+				n, berr := s.compareBucket(ctx, l, b)
+				mu.Lock()
+				if lost += n; berr != nil && err == nil {
+					err = berr // what follows is its consequence
+					cancel()
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return lost, err
 }
 
 // maxBucket bounds the ids that a bucket may have: a hundred million messages are a

@@ -268,16 +268,22 @@ func (l *lane) close() {
 	l.out.close()
 }
 
-// ping asks for a sign of life, and how many copies are damaged.
-func (l *lane) ping(ctx context.Context, timeout time.Duration) (damaged uint32, err error) {
+// pong is what a Holder says of itself.
+type pong struct {
+	damaged uint32 // copies
+	adopted bool
+}
+
+// ping asks for a sign of life.
+func (l *lane) ping(ctx context.Context, timeout time.Duration) (pong, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	b, err := l.ask(ctx, kindPing, nil)
-	if err == nil && len(b) != 4 {
+	if err == nil && len(b) != 5 {
 		err = fmt.Errorf("%w: answer of %d octets to a ping", errFrame, len(b))
 	}
 	if err != nil {
-		return 0, err
+		return pong{}, err
 	}
-	return binary.BigEndian.Uint32(b), nil
+	return pong{binary.BigEndian.Uint32(b), b[4] != 0}, nil
 }

@@ -229,13 +229,17 @@ func (s *Shipper) useLink(ctx context.Context) {
 		defer cancel()
 		known := uint32(0) // damaged copies
 		for pause(ctx, s.times().Ping) {
-			damaged, err := l.main.ping(ctx, s.times().Silent)
+			answer, err := l.main.ping(ctx, s.times().Silent)
 			switch {
 			case err == nil:
 				s.stores()
-				if damaged != known {
-					known = damaged
+				if answer.damaged != known {
+					known = answer.damaged
 					s.Repair()
+				}
+				if answer.adopted {
+					s.adopted.Store(true)
+					wake(s.told)
 				}
 			case ctx.Err() != nil:
 				return

@@ -105,10 +105,12 @@ type Shipper struct {
 	log   *slog.Logger
 	start time.Time
 
-	work   chan struct{} // there is something to send
-	told   chan struct{} // there are deletions to be told, or damage to be repaired
-	hurt   atomic.Bool   // damage was found here
-	offers sync.WaitGroup
+	work chan struct{} // there is something to send
+	told chan struct{} // there are deletions to be told, or damage to be repaired
+	hurt atomic.Bool   // damage was found here
+	// adopted says that the other site hands this one's messages over.
+	adopted atomic.Bool
+	offers  sync.WaitGroup
 
 	mu        sync.Mutex
 	state     status

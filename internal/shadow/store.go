@@ -40,6 +40,9 @@ func (h *Holder) store(meta journal.Meta, b *journal.Body) error {
 	held, ok := h.held.Has(meta.ID)
 	switch {
 	case !ok:
+		if err := h.held.Room(meta.Sealed); err != nil {
+			return err
+		}
 		return h.held.Restore(meta, b)
 	case held.SHA256 != meta.SHA256:
 		h.log.Error("the other site sent another message under an id that is held; refused", "id", meta.ID.String())

@@ -109,14 +109,6 @@ func (d *Disk) Crash() {
 	d.boot(d.root.cut(d.rng, map[*node]*node{}))
 }
 
-// Kill ends the programs that run on the disk's machine; what they have written is
-// there, flushed or not.
-func (d *Disk) Kill() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.boots++
-}
-
 // Restart ends what runs and keeps all that was written: the program dies, the machine
 // does not. Nothing fails any more; what was not flushed still is not.
 func (d *Disk) Restart() {
