@@ -1,5 +1,5 @@
 // Command init is the first process of the image. It loads the drivers for disks,
-// opens the root partition under dm-verity, puts /etc on an overlay in memory, mounts
+// opens the root partition under dm-verity, puts /etc on an overlay in memory, checks and mounts
 // the data partition on /var, and becomes systemd. What the root partition has to hash
 // to stands in the initrd itself; nothing is asked of the disk before it is checked.
 //
@@ -10,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -81,6 +83,16 @@ func start() error {
 	for _, m := range []mount{
 		{root, "/sysroot", "erofs", unix.MS_RDONLY | unix.MS_NODEV, ""},
 		{"overlay", "/sysroot/etc", "overlay", unix.MS_NOSUID | unix.MS_NODEV, "lowerdir=/sysroot/etc,upperdir=/run/etc/upper,workdir=/run/etc/work"},
+	} {
+		if err := m.do(); err != nil {
+			return err
+		}
+	}
+	// It may still be mounted if that failed: the mount says more.
+	if err := check(data); err != nil {
+		fmt.Fprintf(os.Stderr, "msgw init: file system of /var: %v\n", err)
+	}
+	for _, m := range []mount{
 		// A file system that is damaged stops being written to: msgw says so then.
 		{data, "/sysroot/var", "ext4", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "errors=remount-ro"},
 	} {
@@ -92,6 +104,25 @@ func start() error {
 		return err
 	}
 	return become("/sysroot", "/usr/lib/systemd/systemd")
+}
+
+// check repairs the file system on dev as far as that is safe without asking: a power cut
+// that tore the last block of its journal leaves one that the kernel does not mount.
+func check(dev string) (err error) {
+	if err := unix.Mount("/dev", "/sysroot/dev", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("not checked: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.Unmount("/sysroot/dev", 0)) }()
+	c := exec.Command("/sbin/e2fsck", "-p", dev)
+	c.SysProcAttr = &syscall.SysProcAttr{Chroot: "/sysroot"}
+	c.Dir = "/"
+	c.Stdout, c.Stderr = os.Stderr, os.Stderr
+	err = c.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() <= 2 { // repaired; see e2fsck(8)
+		err = nil
+	}
+	return err
 }
 
 // become makes dir the root directory and runs path there instead of this program.
