@@ -214,6 +214,8 @@ func TestCopies(t *testing.T) {
 		t.Errorf("repaired: %+v", r)
 	}
 
+	p.spoiltSegment(first, second)
+
 	// Without the other site mail is taken with one copy, but not for a strict mailbox,
 	// nor for one and another that is strict.
 	p.lab("kill", "msgw2")
@@ -337,6 +339,59 @@ func (p *pair) rot(site int, id string) {
 	b[len(b)/2] ^= 1
 	if err := os.WriteFile(paths[0], b, 0o600); err != nil {
 		p.t.Fatal(err)
+	}
+}
+
+// spoiltSegment damages a record beyond recognition and does what docs/copies.md says: the
+// message comes back from the other site, and the file can be moved away.
+func (p *pair) spoiltSegment(want ...string) {
+	p.t.Helper()
+	p.lab("stop", "msgw1")
+	segments, err := filepath.Glob(filepath.Join(p.nodes[0].Dir, "journal", "*", "*.seg"))
+	if err != nil || len(segments) == 0 {
+		p.t.Fatalf("segments: %v, %v", segments, err)
+	}
+	spoilt := ""
+	for _, path := range segments {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if i := bytes.Index(b, []byte("msj1")); i >= 0 && spoilt == "" {
+			b[i+50] ^= 1 // in the header behind the record's prefix
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				p.t.Fatal(err)
+			}
+			os.Remove(strings.TrimSuffix(path, ".seg") + ".idx")
+			spoilt = path
+		}
+	}
+	p.lab("start", "msgw1")
+	p.becomes(0, "SYNC")
+	damage := func() bool {
+		return slices.ContainsFunc(p.status(0).Trouble, func(x string) bool { return strings.HasPrefix(x, "damaged: "+spoilt) })
+	}
+	if !damage() {
+		p.t.Errorf("status does not say that %s is damaged: %q", spoilt, p.status(0).Trouble)
+	}
+	for _, moved := range []bool{false, true} {
+		if moved {
+			p.lab("stop", "msgw1")
+			if err := os.Rename(spoilt, filepath.Join(p.t.TempDir(), "spoilt.seg")); err != nil {
+				p.t.Fatal(err)
+			}
+			p.lab("start", "msgw1")
+			p.becomes(0, "SYNC")
+			if damage() {
+				p.t.Errorf("trouble with the file moved away: %q", p.status(0).Trouble)
+			}
+		}
+		out := p.msgw(0, 0, "journal", "list")
+		for _, id := range want {
+			if !strings.Contains(out, id) {
+				p.t.Errorf("%s is gone from msgw1:\n%s", id, out)
+			}
+		}
 	}
 }
 

@@ -273,7 +273,7 @@ func (w *world) archive() {
 func (w *world) watch() {
 	for {
 		select {
-		case <-time.After(3 * time.Second):
+		case <-time.After(500 * time.Millisecond):
 		case <-w.stop:
 			return
 		}
@@ -282,8 +282,9 @@ func (w *world) watch() {
 	}
 }
 
-// checkSync compares what a site says with what the other one holds, if it has had the
-// time to notice what was done to the world.
+// checkSync compares what a site says with what the other one holds. What a site said
+// before the other one's process began need not be true until it has had the time to
+// notice.
 func (w *world) checkSync(h *host) {
 	p, q := h.running(), w.other(h).running()
 	if p == nil || q == nil {
@@ -291,7 +292,8 @@ func (w *world) checkSync(h *host) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if time.Since(w.fault) < 2*silentTime || p.site.Shipper.Report().State != shadow.Sync {
+	r := p.site.Shipper.Report()
+	if r.State != shadow.Sync || time.Since(w.fault) < 2*silentTime && r.Since.Before(q.began) {
 		return
 	}
 	for id, m := range w.mail {

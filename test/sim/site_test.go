@@ -33,6 +33,7 @@ type process struct {
 	own, held *journal.Journal
 	site      shadow.Site
 	monitor   *health.Monitor
+	began     time.Time
 	cancel    func()
 	wg        sync.WaitGroup
 
@@ -68,7 +69,7 @@ func settings() shadow.Settings {
 
 // start starts the host's process. It fails on a disk that fails.
 func (h *host) start() error {
-	p := &process{}
+	p := &process{began: time.Now()}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel
 	h.w.net.forget(h.name)
