@@ -213,8 +213,30 @@ func (d *director) away() {
 		}
 	}
 	time.Sleep(adoptConfirmed + 10*time.Second)
-	d.nap(adoptAfter)
+	if d.chance(2) {
+		time.Sleep(adoptAfter)
+		d.handsOver(d.other(h))
+	}
 	d.begin(h)
+}
+
+// handsOver checks that a site that was alone for long hands over what it holds.
+func (d *director) handsOver(h *host) {
+	p := h.running()
+	if p == nil {
+		return
+	}
+	listed := map[journal.ID]bool{}
+	for _, m := range p.site.List(mailbox) {
+		listed[m.ID] = true
+	}
+	for name, j := range map[string]*journal.Journal{"own": p.own, "held": p.held} {
+		for _, m := range j.List(mailbox) {
+			if !listed[m.ID] {
+				d.fail("%s, alone for long, does not hand over %s of its %s", h.name, m.ID, name)
+			}
+		}
+	}
 }
 
 // adopterDies lets a site be gone, the other one adopt and hand over, and then die; the
@@ -230,9 +252,17 @@ func (d *director) adopterDies() {
 	o.stop(how, silently)
 	d.begin(h)
 	time.Sleep(returnTime + 5*time.Second)
+	d.handsOwn(h)
 	d.fetch(h, false)
 	d.nap(time.Minute)
 	d.begin(o)
+}
+
+// handsOwn checks that a site whose partner does not come lists its own messages.
+func (d *director) handsOwn(h *host) {
+	if p := h.running(); p != nil && len(p.own.List(mailbox)) > 0 && len(p.site.List(mailbox)) == 0 {
+		d.fail("%s, back and alone, lists nothing", h.name)
+	}
 }
 
 func (d *director) bothDie() {
