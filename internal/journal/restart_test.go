@@ -305,3 +305,61 @@ func TestFailedFlushOfARemoval(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The body of a message that was deleted and came back later stays, though damage hides
+// its record: it is what a person could still save.
+func TestBodyOfAHiddenRecordStays(t *testing.T) {
+	t.Parallel()
+	disk := disktest.New(rand.New(rand.NewPCG(1, 1)))
+	open := func() *Journal {
+		j, err := Open("journal", Options{FS: disk, InlineMax: 10, KeepGraves: true, CompactRate: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	id, octets := NewID(), bytes.Repeat([]byte("body "), 100)
+	j := open()
+	if err := store(j, NewID(), "mbx-1", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := store(j, id, "mbx-1", octets); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Delete(id); err != nil {
+		t.Fatal(err)
+	}
+	j.Close()
+	j = open()
+	j.Forget(id)
+	if err := store(j, id, "mbx-1", octets); err != nil {
+		t.Fatal(err)
+	}
+	j.Close()
+	hidden := false
+	for _, name := range disk.Names() {
+		if strings.HasSuffix(name, sideSuffix) {
+			disk.Remove(name)
+			continue
+		}
+		disk.Change(name, func(b []byte) []byte {
+			// The last record of the message; the tombstone is in another log.
+			if i := bytes.Index(b, []byte(magic)); i >= 0 && strings.Contains(name, j.origin[len("journal/"):]) {
+				hidden = true
+				b[i+prefixSize+8] ^= 1
+			}
+			return b
+		})
+	}
+	if !hidden {
+		t.Fatal("no record was found to be damaged")
+	}
+	j = open()
+	defer j.Close()
+	if len(j.Damaged()) == 0 {
+		t.Fatal("no damage is reported")
+	}
+	if !slices.ContainsFunc(disk.Names(), func(name string) bool { return strings.HasSuffix(name, "/"+id.String()) }) {
+		t.Errorf("the body is gone: %v", disk.Names())
+	}
+}

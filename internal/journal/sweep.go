@@ -43,7 +43,7 @@ func (j *Journal) sweepBodies(origins []string, f *found) error {
 	if f.bodies {
 		j.findBodies(files)
 	}
-	j.removeUnnamed(files, f)
+	j.removeUnnamed(files)
 	for _, o := range origins {
 		if !slices.ContainsFunc(j.segments, func(s *segment) bool { return s.origin == o }) {
 			// A process that stored nothing. Both fail if it left something after all.
@@ -106,26 +106,12 @@ func (j *Journal) findBodies(files map[ID][]string) {
 
 // removeUnnamed removes files that no held message names: nobody was told 250 for them,
 // or they are deleted. Where damage hides records, a file may be the body of one of them,
-// and stays unless it is known to be deleted.
-func (j *Journal) removeUnnamed(files map[ID][]string, f *found) {
-	var deleted map[ID]bool
+// and all stay.
+func (j *Journal) removeUnnamed(files map[ID][]string) {
 	if slices.ContainsFunc(j.segments, func(s *segment) bool { return s.damaged }) {
-		deleted = map[ID]bool{}
-		for _, t := range f.tombs {
-			if t.flags&tombEvicted != 0 {
-				continue
-			}
-			for _, id := range t.ids {
-				if _, ok := files[id]; ok {
-					deleted[id] = true
-				}
-			}
-		}
+		return
 	}
 	for id, dirs := range files {
-		if deleted != nil && !deleted[id] {
-			continue
-		}
 		for _, dir := range dirs {
 			j.removeBody(id, filepath.Join(dir, id.String()))
 		}
