@@ -2,6 +2,7 @@ package smtpnode
 
 import (
 	"bytes"
+	"encoding/binary"
 	"strings"
 
 	"msgw/internal/journal"
@@ -23,33 +24,76 @@ type octets struct {
 const maxHeader = 64 << 10
 
 func (o *octets) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	o.scanHeader(p)
-	for _, b := range p {
+	if o.flags&journal.EightBit == 0 && eightBit(p) {
+		o.flags |= journal.EightBit
+	}
+	if o.bareLF && p[0] == '.' {
+		o.flags |= journal.LFDot
+	}
+	// Every CR but one at the end, which the next Write judges, must be that of a CRLF.
+	crs := bytes.Count(p, []byte{'\r'})
+	if o.last == '\r' {
+		crs++
+	}
+	if p[len(p)-1] == '\r' {
+		crs--
+	}
+	o.bareLF = false
+	for at := 0; ; {
+		lf := bytes.IndexByte(p[at:], '\n')
+		if lf < 0 {
+			break
+		}
+		at += lf
+		before := o.last
+		if at > 0 {
+			before = p[at-1]
+		}
+		at++
+		if before == '\r' {
+			crs--
+			continue
+		}
+		o.bareLFs++
+		o.flags |= journal.BareLF
 		switch {
-		case b == '\n' && o.last != '\r':
-			o.bareLFs++
-			o.flags |= journal.BareLF
-		case b != '\n' && o.last == '\r':
-			o.flags |= journal.BareCR
-		}
-		if b >= 0x80 {
-			o.flags |= journal.EightBit
-		}
-		if b == '.' && o.bareLF {
+		case at == len(p):
+			o.bareLF = true
+		case p[at] == '.':
 			o.flags |= journal.LFDot
 		}
-		o.bareLF = b == '\n' && o.last != '\r'
-		o.last = b
 	}
-	if n := len(p); n > 0 {
-		o.flags &^= journal.NoFinalCRLF
-		// Whether the octet before the LF was a CR is known from bareLF.
-		if o.last != '\n' || o.bareLF {
-			o.flags |= journal.NoFinalCRLF
-		}
+	if crs != 0 {
+		o.flags |= journal.BareCR
+	}
+	o.last = p[len(p)-1]
+	o.flags &^= journal.NoFinalCRLF
+	// Whether the octet before the LF was a CR is known from bareLF.
+	if o.last != '\n' || o.bareLF {
+		o.flags |= journal.NoFinalCRLF
 	}
 	o.total += int64(len(p))
 	return len(p), nil
+}
+
+// eightBit says whether an octet of p is not ASCII.
+func eightBit(p []byte) bool {
+	const high = 0x8080808080808080
+	for ; len(p) >= 32; p = p[32:] {
+		if (binary.NativeEndian.Uint64(p)|binary.NativeEndian.Uint64(p[8:])|binary.NativeEndian.Uint64(p[16:])|binary.NativeEndian.Uint64(p[24:]))&high != 0 {
+			return true
+		}
+	}
+	for _, b := range p {
+		if b >= 0x80 {
+			return true
+		}
+	}
+	return false
 }
 
 // result returns the flags of the whole message.
@@ -65,24 +109,48 @@ func (o *octets) result() journal.Flags {
 	return f
 }
 
-// scanHeader collects the header and looks for the marker once it is complete.
+// scanHeader looks for the marker once the header is complete. It collects the header only
+// if that takes several pieces.
 func (o *octets) scanHeader(p []byte) {
 	if o.headerDone {
 		return
 	}
-	o.header = append(o.header, p[:min(len(p), maxHeader-len(o.header))]...)
-	end := bytes.Index(o.header, []byte("\r\n\r\n"))
-	if i := bytes.Index(o.header, []byte("\n\n")); i >= 0 && (end < 0 || i < end) {
-		end = i
+	before := len(o.header)
+	p = p[:min(len(p), maxHeader-before)]
+	if before > 0 {
+		o.header = append(o.header, p...)
+		p = o.header
 	}
-	if end < 0 && len(o.header) < maxHeader {
+	// Only the last octets of what was searched before may belong to the end.
+	end := headerEnd(p, max(0, before-3))
+	if end < 0 && len(p) < maxHeader {
+		if before == 0 {
+			o.header = bytes.Clone(p)
+		}
 		return
 	}
 	if end >= 0 {
-		o.header = o.header[:end]
+		p = p[:end]
 	}
-	o.findReport(o.header)
+	o.findReport(p)
 	o.header, o.headerDone = nil, true
+}
+
+// headerEnd returns where the empty line behind a header is, which does not begin before
+// from, or -1.
+func headerEnd(p []byte, from int) int {
+	p = p[from:]
+	end := bytes.Index(p, []byte("\r\n\r\n"))
+	if end >= 0 {
+		p = p[:end]
+	}
+	if i := bytes.Index(p, []byte("\n\n")); i >= 0 {
+		end = i
+	}
+	if end < 0 {
+		return -1
+	}
+	return from + end
 }
 
 // findReport recognises the envelope messages of Exchange 2007 and later, of

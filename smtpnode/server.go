@@ -17,6 +17,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/emersion/go-smtp"
@@ -24,6 +25,7 @@ import (
 
 	"msgw/internal/journal"
 	"msgw/internal/lineproto"
+	"msgw/internal/seal"
 )
 
 // Mailboxes finds the mailbox that an address names.
@@ -99,8 +101,10 @@ const maxLine = 2048
 
 // Server receives mail on listeners.
 type Server struct {
-	opt     Options
-	metrics *metrics
+	opt        Options
+	metrics    *metrics
+	recipients seal.Recipients
+	buffers    sync.Pool // of *buffers
 	// newSession makes the session of a connection; tests put others here.
 	newSession func(*conn) smtp.Session
 }
@@ -133,6 +137,7 @@ func New(opt Options) *Server {
 		opt.TLS.MinVersion = max(opt.TLS.MinVersion, tls.VersionTLS12)
 	}
 	s := &Server{opt: opt, metrics: newMetrics(opt.Metrics)}
+	s.buffers.New = newBuffers
 	s.newSession = func(c *conn) smtp.Session { return &session{srv: s, conn: c} }
 	return s
 }

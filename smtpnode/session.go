@@ -1,17 +1,18 @@
 package smtpnode
 
 import (
+	"bufio"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/emersion/go-smtp"
 
 	"msgw/internal/journal"
-	"msgw/internal/seal"
 )
 
 var (
@@ -125,18 +126,23 @@ func (s *session) Data(r io.Reader) error {
 			d.body.Discard() // nothing, once it is committed
 		}
 	}()
+	buf := s.srv.buffers.Get().(*buffers)
+	release := sync.OnceFunc(func() {
+		buf.sealed.Reset(nil)
+		s.srv.buffers.Put(buf)
+	})
+	defer release()
 	count := &octets{}
 	writers := []io.Writer{count}
 	for _, to := range s.to {
-		d, err := s.begin(to, start)
+		d, err := s.begin(to, start, buf)
 		if err != nil {
 			return s.refused("begin", err)
 		}
 		drafts = append(drafts, d)
 		writers = append(writers, d.plain)
 	}
-	buf := make([]byte, 32<<10)
-	if _, err := io.CopyBuffer(io.MultiWriter(writers...), onlyReader{r}, buf); err != nil {
+	if _, err := io.CopyBuffer(io.MultiWriter(writers...), onlyReader{r}, buf.plain[:]); err != nil {
 		return s.refused("receive", err)
 	}
 	last := time.Now()
@@ -149,6 +155,10 @@ func (s *session) Data(r io.Reader) error {
 		msgs[i] = Message{d.meta, d.body}
 		strict = strict || d.to.mailbox.Strict // the strictest governs all of them
 	}
+	if err := buf.sealed.Flush(); err != nil {
+		return s.refused("store", err)
+	}
+	release() // a commit may take long
 	ctx, cancel := s.conn.untilGrace()
 	defer cancel()
 	copies, err := s.srv.opt.Store.Commit(ctx, strict, msgs...)
@@ -168,16 +178,31 @@ func (s *session) Data(r io.Reader) error {
 	return &smtp.SMTPError{Code: 250, EnhancedCode: smtp.EnhancedCode{2, 0, 0}, Message: strings.Join(ids, "\n")}
 }
 
+// buffers are what a message passes through. They are used again.
+type buffers struct {
+	plain [32 << 10]byte
+	// sealed gathers what is sealed for the only recipient. Most messages fit, so their
+	// body comes in one piece, and is not moved to where there is more room.
+	sealed *bufio.Writer
+}
+
+func newBuffers() any { return &buffers{sealed: bufio.NewWriterSize(nil, 128<<10)} }
+
 // onlyReader hides every method but Read, so that buf is used.
 type onlyReader struct{ io.Reader }
 
 // begin opens the sealed copy of one recipient and writes its trace block: what is
 // known of the transfer, which belongs beside the message and not into it.
-func (s *session) begin(to recipient, now time.Time) (*draft, error) {
+func (s *session) begin(to recipient, now time.Time, buf *buffers) (*draft, error) {
 	id := journal.NewID()
 	d := &draft{to: to, body: s.srv.opt.Store.NewBody(id)}
+	dst := io.Writer(d.body)
+	if len(s.to) == 1 {
+		buf.sealed.Reset(d.body)
+		dst = buf.sealed
+	}
 	var err error
-	if d.plain, err = seal.Writer(d.body, to.mailbox.Recipient); err != nil {
+	if d.plain, err = s.srv.recipients.Writer(dst, to.mailbox.Recipient); err != nil {
 		return nil, err
 	}
 	trace := s.trace(id, to, now)

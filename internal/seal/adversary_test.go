@@ -212,7 +212,7 @@ func TestSecretBounds(t *testing.T) {
 		t.Error("sealed what cannot be opened whole")
 	}
 	var b bytes.Buffer
-	w, err := Writer(&b, k.Recipient())
+	w, err := new(Recipients).Writer(&b, k.Recipient())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -27,7 +28,7 @@ func newKey(t *testing.T, d *Deriver, mailbox, password string) Key {
 func sealed(t *testing.T, k Key, text string) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	w, err := Writer(&b, k.Recipient)
+	w, err := new(Recipients).Writer(&b, k.Recipient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,5 +266,53 @@ func BenchmarkUnlock(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// What is kept of recipients never mixes them up, and stays bounded.
+func TestRecipientsAreKept(t *testing.T) {
+	t.Parallel()
+	var rs Recipients
+	seal := func(recipient string) []byte {
+		var b bytes.Buffer
+		w, err := rs.Writer(&b, recipient)
+		if err == nil {
+			err = w.Close()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		return b.Bytes()
+	}
+	var wg sync.WaitGroup
+	for range 2 {
+		id, err := age.GenerateHybridIdentity()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			wg.Go(func() {
+				for range 20 {
+					if _, err := age.Decrypt(bytes.NewReader(seal(id.Recipient().String())), id); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for n := range maxParsed {
+		rs.parsed[strconv.Itoa(n)] = nil
+	}
+	id, err := age.GenerateHybridIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seal(id.Recipient().String())
+	if n := len(rs.parsed); n == 0 || n > maxParsed {
+		t.Errorf("%d recipients are kept", n)
+	}
+	if _, err := rs.Writer(io.Discard, "age1pq1nonsense"); err == nil || rs.parsed["age1pq1nonsense"] != nil {
+		t.Errorf("sealed to nonsense: %v", err)
 	}
 }

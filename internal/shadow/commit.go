@@ -20,17 +20,28 @@ type Body struct {
 	sum  hash.Hash
 	size int64
 
-	mem    []byte  // all octets, while they are few; nil once they are not
-	stream *stream // nil if it is not being streamed
-	failed bool    // the stream broke: the message is sent again, from this site's journal
+	parts  [][]byte // all octets, while they are few; nil once they are not
+	stream *stream  // nil if it is not being streamed
+	failed bool     // nothing is sent from here: the message is sent from this site's journal
 }
 
 // inlineMax is the most octets that are sent in one frame.
 const inlineMax = 256 << 10
 
+// partSize is the least that is kept for the next octets of a message.
+const partSize = 2 << 10
+
 // NewBody starts the sealed message of id. Either Commit or Discard ends it.
 func (s *Shipper) NewBody(id journal.ID) *Body {
-	return &Body{s: s, own: s.own.NewBody(id), id: id, sum: sha256.New()}
+	b := &Body{s: s, own: s.own.NewBody(id), id: id}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// While there is no other site, nothing is kept for it. To one that comes meanwhile
+	// the message is sent as those of before are.
+	if b.failed = s.alone; !b.failed {
+		b.sum = sha256.New()
+	}
+	return b
 }
 
 // Write adds sealed octets. It fails only for what fails here.
@@ -39,23 +50,40 @@ func (b *Body) Write(p []byte) (int, error) {
 	if err != nil {
 		return n, err
 	}
-	b.sum.Write(p)
 	b.size += int64(len(p))
+	if b.failed {
+		return len(p), nil
+	}
+	b.sum.Write(p)
 	switch {
 	case b.size <= inlineMax:
-		b.mem = append(b.mem, p...)
-	case b.stream == nil && !b.failed:
+		b.keep(p)
+	case b.stream == nil:
 		if b.stream, err = b.s.current().stream(context.Background(), b.id, false); err != nil {
 			b.failed = true
 		} else {
-			b.send(b.mem)
+			for _, part := range b.parts {
+				b.send(part)
+			}
 			b.send(p)
 		}
-		b.mem = nil
-	case b.stream != nil:
+		b.parts = nil
+	default:
 		b.send(p)
 	}
 	return len(p), nil
+}
+
+// keep adds octets to the parts: what is there is not moved.
+func (b *Body) keep(p []byte) {
+	if n := len(b.parts); n > 0 {
+		last := &b.parts[n-1]
+		k := min(len(p), cap(*last)-len(*last))
+		*last, p = append(*last, p[:k]...), p[k:]
+	}
+	if len(p) > 0 {
+		b.parts = append(b.parts, append(make([]byte, 0, max(len(p), partSize)), p...))
+	}
 }
 
 func (b *Body) send(p []byte) {
@@ -75,7 +103,7 @@ func (b *Body) Discard() {
 		b.stream.cancel()
 		b.stream = nil
 	}
-	b.mem = nil
+	b.parts = nil
 }
 
 // Message pairs the facts of a message with its sealed octets.
@@ -94,7 +122,8 @@ type ticket struct {
 // many copies each of them has at least: 1 or 2. ErrSingle means that the other site did
 // not confirm and that the messages were dropped. Other errors are those of
 // journal.Commit, or say that messages could be neither confirmed nor dropped: they may
-// be listed later.
+// be listed later. When ctx ends it does not wait any more; what was confirmed until then
+// is taken all the same.
 func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) (copies int, err error) {
 	if err := s.Refuse(strict); err != nil {
 		for _, m := range ms {
@@ -114,12 +143,13 @@ func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) (copie
 	}
 	for i, m := range ms {
 		m.Meta.Sealed = m.Body.size
-		m.Body.sum.Sum(m.Meta.SHA256[:0])
+		parts, st := m.Body.parts, m.Body.stream
+		m.Body.parts, m.Body.stream = nil, nil
+		if !m.Body.failed {
+			m.Body.sum.Sum(m.Meta.SHA256[:0])
+			s.begin(func() { s.offer(ctx, m.Meta, parts, st) }) // ends with ctx, or with the link
+		}
 		own[i] = journal.Message{Meta: m.Meta, Body: m.Body.own}
-		octets, st := m.Body.mem, m.Body.stream
-		kept := octets != nil || m.Body.size == 0
-		m.Body.stream = nil
-		s.begin(func() { s.offer(ctx, m.Meta, octets, kept, st) }) // ends with ctx, or with the link
 	}
 	p, err := s.own.Prepare(own...)
 	if err != nil {
@@ -128,6 +158,7 @@ func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) (copie
 		}
 		return 0, err
 	}
+	s.prepared(ms)
 	if err := s.await(ctx, strict, tickets); err != nil {
 		for _, m := range ms {
 			s.dropTicket(m.Meta.ID)
@@ -143,6 +174,18 @@ func (s *Shipper) Commit(ctx context.Context, strict bool, ms ...Message) (copie
 	return s.settle(ms), nil
 }
 
+// prepared says that messages can be read from this site's journal: what was not sent
+// before, or in vain, can be now.
+func (s *Shipper) prepared(ms []Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range ms {
+		if _, missing := s.missing[m.Meta.ID]; missing || m.Body.failed {
+			s.resend(m.Meta.ID)
+		}
+	}
+}
+
 // settle takes messages that were listed off the tickets; those without a copy are
 // remembered as such. It returns how many copies each has at least.
 func (s *Shipper) settle(ms []Message) (copies int) {
@@ -156,7 +199,9 @@ func (s *Shipper) settle(ms []Message) (copies int) {
 		case <-t.held:
 		default:
 			copies = 1
-			if !s.alone { // else the first comparison finds it
+			if s.alone { // the first comparison finds it
+				delete(s.missing, m.Meta.ID)
+			} else {
 				s.missing[m.Meta.ID] = struct{}{}
 			}
 		}
@@ -251,20 +296,20 @@ func (s *Shipper) begin(f func()) {
 	}
 }
 
-// offer sends a message that is being stored here, from memory if it was kept there, or
-// as the end of its stream. What fails is sent again from this site's journal.
-func (s *Shipper) offer(ctx context.Context, meta journal.Meta, octets []byte, kept bool, st *stream) {
+// offer sends a message that is being stored here, from memory or as the end of its
+// stream. What fails is sent again from this site's journal.
+func (s *Shipper) offer(ctx context.Context, meta journal.Meta, parts [][]byte, st *stream) {
 	l := s.current()
 	head, err := journal.AppendMeta(nil, meta)
-	if err == nil {
-		switch {
-		case st != nil:
-			err = st.finish(ctx, head)
-		case kept:
-			err = put(ctx, l, head, octets)
-		default:
-			err = ErrLink // it was too large to keep, and could not be streamed
+	switch {
+	case err != nil:
+		if st != nil {
+			st.cancel()
 		}
+	case st != nil:
+		err = st.finish(ctx, head)
+	default:
+		err = put(ctx, l, head, parts...)
 	}
 	s.answered(meta.ID, err)
 }

@@ -385,13 +385,20 @@ func TestAllOrNone(t *testing.T) {
 		gone := p.ship.NewBody(id)
 		_, _ = gone.Write(octets(5, 1000))
 		<-ctx.Done()
-		_, err := p.ship.Commit(ctx, true, Message{journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}, gone})
-		if !errors.Is(err, ErrSingle) {
-			t.Errorf("%v", err)
+		copies, err := p.ship.Commit(ctx, true, Message{journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}, gone})
+		want := 0
+		switch {
+		case err == nil && copies == 2:
+			want = 1
+		case !errors.Is(err, ErrSingle):
+			t.Errorf("%d copies, %v", copies, err)
 		}
 		time.Sleep(2 * time.Minute)
-		if n := len(p.own.List("mbx-1")); n != 0 {
-			t.Errorf("%d messages are listed", n)
+		if n := len(p.own.List("mbx-1")); n != want {
+			t.Errorf("%d messages are listed, expected %d", n, want)
+		}
+		if _, held := p.held.Has(id); held != (want == 1) {
+			t.Errorf("the copy is held: %v, expected %v", held, want == 1)
 		}
 	})
 }

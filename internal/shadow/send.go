@@ -4,18 +4,19 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"slices"
 
 	"msgw/internal/journal"
 )
 
-// put sends a small message.
-func put(ctx context.Context, l *link, meta, octets []byte) error {
+// put sends a small message, whose octets lie in parts.
+func put(ctx context.Context, l *link, meta []byte, parts ...[]byte) error {
 	if l == nil {
 		return ErrLink
 	}
 	var n [4]byte
 	binary.BigEndian.PutUint32(n[:], uint32(len(meta)))
-	_, err := l.main.ask(ctx, kindPut, nil, n[:], meta, octets)
+	_, err := l.main.ask(ctx, kindPut, nil, slices.Concat([][]byte{n[:], meta}, parts)...)
 	return err
 }
 
