@@ -37,12 +37,6 @@ func newNetwork(rng *rand.Rand) *network {
 	return &network{rng: rng, cuts: map[[2]string]cut{}, slow: 2 * time.Millisecond, listeners: map[string]*listener{}, conns: map[*wire]bool{}}
 }
 
-func (n *network) intN(k int) int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.rng.IntN(k)
-}
-
 func (n *network) delay() time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
