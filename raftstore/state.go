@@ -211,7 +211,7 @@ func (s *State) AllStrict() bool {
 		return false
 	}
 	for _, m := range s.Mailboxes {
-		if !s.Strict(m) {
+		if m.Status != Retired && !s.Strict(m) {
 			return false
 		}
 	}

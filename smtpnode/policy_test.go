@@ -50,6 +50,22 @@ func TestPolicy(t *testing.T) {
 	c.dialog("C: MAIL FROM:<>\nS: 451 4.3.0 no second copy")
 }
 
+// A policy that becomes strict while a message comes in holds for that message.
+func TestPolicyChangesMeanwhile(t *testing.T) {
+	t.Parallel()
+	late := &atomic.Bool{}
+	r := start(t, func(o *Options) { o.Mailboxes = fakeMailboxes{late: late} })
+	c := r.dial()
+	c.dialog(envelope + "C: DATA\nS: 354\nC: hello")
+	late.Store(true)
+	c.dialog("C: .\nS: 250")
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	if !r.store.strict {
+		t.Error("committed under the policy of before")
+	}
+}
+
 // What is under way when the server stops waits for its copies until the grace is over,
 // and no longer.
 func TestStopEndsAWaitForCopies(t *testing.T) {

@@ -34,9 +34,12 @@ type Mailboxes interface {
 	// error is ErrUnknown if the mailbox certainly does not exist, ErrUncertain if
 	// another node may know better.
 	Mailbox(address string) (Mailbox, error)
-	// Strict returns whether the policy of every mailbox is strict. What cannot be
+	// AllStrict returns whether the policy of every mailbox is strict. What cannot be
 	// taken is then refused at MAIL.
-	Strict() bool
+	AllStrict() bool
+	// Strict returns whether the policy of a mailbox is strict now: it may have become so
+	// while the message came in.
+	Strict(id string) bool
 }
 
 // Mailbox is what the receiver needs to know of one.

@@ -63,7 +63,7 @@ func (s *session) storable(size int64) error {
 	if err := s.srv.opt.Store.Room(size); err != nil {
 		return storeError(err)
 	}
-	if s.srv.opt.Mailboxes.Strict() {
+	if s.srv.opt.Mailboxes.AllStrict() {
 		return s.copyable()
 	}
 	return nil
@@ -153,7 +153,7 @@ func (s *session) Data(r io.Reader) error {
 		}
 		d.meta.Octets, d.meta.BareLFs, d.meta.Flags = count.total, count.bareLFs, count.result()
 		msgs[i] = Message{d.meta, d.body}
-		strict = strict || d.to.mailbox.Strict // the strictest governs all of them
+		strict = strict || d.to.mailbox.Strict || s.srv.opt.Mailboxes.Strict(d.to.mailbox.ID) // the strictest governs all of them
 	}
 	if err := buf.sealed.Flush(); err != nil {
 		return s.refused("store", err)

@@ -18,6 +18,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,7 +55,10 @@ var certOnce = sync.OnceValue(func() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}
 })
 
-type fakeMailboxes struct{ strict bool } // strict: all of them are
+type fakeMailboxes struct {
+	strict bool         // all of them are
+	late   *atomic.Bool // they have become so; may be nil
+}
 
 func (fakeMailboxes) Mailbox(a string) (Mailbox, error) {
 	k, _ := keyOnce()
@@ -77,7 +81,9 @@ func (fakeMailboxes) Mailbox(a string) (Mailbox, error) {
 	return Mailbox{}, ErrUnknown
 }
 
-func (f fakeMailboxes) Strict() bool { return f.strict }
+func (f fakeMailboxes) AllStrict() bool { return f.strict }
+
+func (f fakeMailboxes) Strict(id string) bool { return f.strict || f.late != nil && f.late.Load() }
 
 // journalStore is a Store of one site.
 type journalStore struct{ *journal.Journal }

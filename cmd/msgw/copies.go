@@ -50,6 +50,9 @@ are told to try again later. A mailbox can have a policy of its own.`,
 			}
 		}
 		if f.Changed("policy") {
+			if *policy == "" {
+				return usageError{fmt.Errorf("policy %q: expected available or strict", *policy)}
+			}
 			now.Policy = *policy
 		}
 		if f.Changed("bandwidth") {

@@ -188,28 +188,46 @@ to standard output. Nothing is deleted here. A file that exists is not overwritt
 				suffix = ".eml"
 				read = func(ctx context.Context, id string) (io.ReadCloser, error) { return j.Plain(ctx, id, password) }
 			}
+			if *to == "" {
+				return exportOne(c.Context(), read, ids[0], func(r io.Reader) error {
+					_, err := io.Copy(c.OutOrStdout(), r)
+					return err
+				})
+			}
+			if fi, err := os.Stat(*to); err != nil || !fi.IsDir() {
+				return &node.OperatorError{Err: fmt.Errorf("to: %q, expected an existing directory", *to)}
+			}
+			failed := 0
 			for _, id := range ids {
-				r, err := read(c.Context(), id)
-				if err != nil {
-					return fmt.Errorf("message %s: %w", id, err)
+				err := exportOne(c.Context(), read, id, func(r io.Reader) error { return writeNew(filepath.Join(*to, id+suffix), r) })
+				if len(ids) == 1 {
+					return err
 				}
-				if *to == "" {
-					_, err = io.Copy(c.OutOrStdout(), r)
-				} else {
-					err = writeNew(filepath.Join(*to, id+suffix), r)
-				}
-				r.Close()
 				if err != nil {
-					return fmt.Errorf("message %s: %w", id, err)
+					failed++
+					fmt.Fprintln(c.ErrOrStderr(), "msgw:", err)
 				}
 			}
-			if *to != "" {
-				fmt.Fprintf(c.ErrOrStderr(), "%d messages in %s\n", len(ids), *to)
+			fmt.Fprintf(c.ErrOrStderr(), "%d of %d messages written to %s\n", len(ids)-failed, len(ids), *to)
+			if failed > 0 {
+				return exitCode(exitFailed)
 			}
 			return nil
 		})
 	}
 	return c
+}
+
+func exportOne(ctx context.Context, read func(context.Context, string) (io.ReadCloser, error), id string, write func(io.Reader) error) error {
+	r, err := read(ctx, id)
+	if err == nil {
+		err = write(r)
+		r.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("message %s: %w", id, err)
+	}
+	return nil
 }
 
 // writeNew writes a file that does not exist yet; what is not whole is removed.

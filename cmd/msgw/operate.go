@@ -42,7 +42,13 @@ person, 0 if all is well.`}
 		}
 		out := c.OutOrStdout()
 		if *asJSON {
-			return printJSON(out, s)
+			if err := printJSON(out, s); err != nil {
+				return err
+			}
+			if len(s.Trouble) > 0 {
+				return exitCode(exitFailed)
+			}
+			return nil
 		}
 		accepts := yesNo(s.Accepting)
 		if s.Reason != "" {

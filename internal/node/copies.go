@@ -34,16 +34,16 @@ func (n *Node) openMail() (closeAll func() error, err error) {
 	if n.journal, err = n.openJournal(journalDir, journal.Options{OnDamage: onDamage}); err != nil {
 		return nil, err
 	}
-	closeAll = n.journal.Close
+	end := n.journal.Close
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, closeAll())
+			err = errors.Join(err, end())
 		}
 	}()
 	if n.held, err = n.openJournal(shadowDir, journal.Options{}); err != nil {
 		return nil, err
 	}
-	closeAll = func() error { return errors.Join(n.held.Close(), n.journal.Close()) }
+	end = func() error { return errors.Join(n.held.Close(), n.journal.Close()) }
 	if n.shipper, err = shadow.Open(shadow.Options{Own: n.journal, Dial: n.dialOther, Dir: n.cfg.State, Settings: n.shipping, Log: n.log}); err != nil {
 		return nil, n.unreadable(err)
 	}
@@ -56,7 +56,7 @@ func (n *Node) openMail() (closeAll func() error, err error) {
 	if err != nil {
 		return nil, n.unreadable(err)
 	}
-	return closeAll, nil
+	return end, nil
 }
 
 func (n *Node) openJournal(name string, o journal.Options) (*journal.Journal, error) {
@@ -250,7 +250,7 @@ func copyTrouble(c *admin.Copies) (trouble []string) {
 const aliveFor = 5 * time.Second
 
 // Adopt hands the other site's messages over here from now on, until it is back.
-func (n operator) Adopt(_ context.Context, name string) (admin.Copies, error) {
+func (n operator) Adopt(ctx context.Context, name string) (admin.Copies, error) {
 	node, ok := n.store.State().Nodes[name]
 	other, have := n.other()
 	switch {
@@ -261,9 +261,17 @@ func (n operator) Adopt(_ context.Context, name string) (admin.Copies, error) {
 	case !have || node.ID != other.ID:
 		return admin.Copies{}, admin.Errorf(http.StatusBadRequest, "name the other site", "this node holds no copies for %s", name)
 	}
-	if heard := n.holder.Heard(); time.Since(heard) < aliveFor {
-		return admin.Copies{}, admin.Errorf(http.StatusConflict, "its messages are handed over there; stop it first if they are to be handed over here",
-			"%s lives: it was heard %v ago", name, time.Since(heard).Round(time.Millisecond))
+	// One that was just lost is silent from now on; one that lives is heard again.
+	for last := n.holder.Heard(); time.Since(last) < aliveFor; {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return admin.Copies{}, ctx.Err()
+		}
+		if heard := n.holder.Heard(); heard.After(last) {
+			return admin.Copies{}, admin.Errorf(http.StatusConflict, "its messages are handed over there; stop it first if they are to be handed over here",
+				"%s lives: it was heard just now", name)
+		}
 	}
 	if err := n.holder.Adopt(); err != nil {
 		return admin.Copies{}, err

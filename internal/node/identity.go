@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"msgw/internal/ca"
 	"msgw/internal/durable"
@@ -124,6 +126,29 @@ func (id *identity) peerCertificate(dir, root string) (*tls.Certificate, error) 
 	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, r.Raw}, PrivateKey: id.peer, Leaf: leaf}, nil
 }
 
+// lockTime is how long a node that starts waits for the state directory: a command may
+// just be reading the journals of a node that did not run.
+const lockTime = 10 * time.Second
+
+// awaitState takes the state directory for this process, as soon as it is free.
+func awaitState(ctx context.Context, dir string) (*os.File, error) {
+	for end := time.Now().Add(lockTime); ; {
+		lock, err := lockState(dir)
+		var taken *OperatorError
+		if !errors.As(err, &taken) || ctx.Err() != nil {
+			return lock, err
+		}
+		if time.Now().After(end) {
+			taken.MayPass = true // whoever holds it may end
+			return nil, taken
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
 // lockState takes the state directory for this process. The lock goes with it.
 func lockState(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
@@ -133,7 +158,7 @@ func lockState(dir string) (*os.File, error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, operatorError(fmt.Errorf("%s is in use by another msgw", dir), "stop that one first; `msgw status --dir "+dir+"` asks it")
+			return nil, operatorError(fmt.Errorf("%s is in use by another msgw", dir), "if it is a node, `msgw status --dir "+dir+"` asks it once it has started; if it is `msgw journal`, wait until that has ended")
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}

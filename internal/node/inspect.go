@@ -86,6 +86,13 @@ func describeMessage(m journal.Meta, copy bool) admin.Message {
 
 // Messages tells what the journals hold.
 func (j *journals) Messages(ctx context.Context, q admin.Query, f func(admin.Message) error) error {
+	if q.Mailbox != "" {
+		id, _, _ := strings.Cut(strings.ToLower(q.Mailbox), "@")
+		if err := j.knows(id); err != nil {
+			return err
+		}
+		q.Mailbox = id
+	}
 	singles := map[journal.ID]bool{}
 	if q.Single {
 		if j.single == nil {
@@ -117,6 +124,14 @@ func (j *journals) Messages(ctx context.Context, q admin.Query, f func(admin.Mes
 		})
 		return err
 	})
+}
+
+// knows returns an error if there is no such mailbox, nor anything held for one.
+func (j *journals) knows(mailbox string) error {
+	if _, ok := j.state().Mailboxes[mailbox]; ok || len(j.own.List(mailbox)) > 0 || len(j.held.List(mailbox)) > 0 {
+		return nil
+	}
+	return admin.Errorf(http.StatusNotFound, "`msgw mailbox list` shows them", "no mailbox %s", mailbox)
 }
 
 // find looks a message up in both journals.

@@ -46,8 +46,15 @@ func (n mailboxes) Mailbox(address string) (smtpnode.Mailbox, error) {
 	return smtpnode.Mailbox{ID: id, Suspended: m.Status == raftstore.Suspended, Strict: s.Strict(m), Key: k.ID, Recipient: k.Recipient}, nil
 }
 
-// Strict returns whether every mailbox wants two copies always.
-func (n mailboxes) Strict() bool { return n.store.State().AllStrict() }
+// AllStrict returns whether every mailbox wants two copies always.
+func (n mailboxes) AllStrict() bool { return n.store.State().AllStrict() }
+
+// Strict returns whether a mailbox wants two copies always.
+func (n mailboxes) Strict(id string) bool {
+	s := n.store.State()
+	m, ok := s.Mailboxes[id]
+	return ok && s.Strict(m)
+}
 
 // maildrops is the pop3d.Maildrops of this node.
 type maildrops struct {

@@ -66,7 +66,7 @@ func Run(ctx context.Context, cfg *Config, version string, log *slog.Logger) err
 		return operatorError(fmt.Errorf("name: %q, but %s holds the node %s", cfg.Name, cfg.State, id.Name),
 			"correct name or state in the configuration file")
 	}
-	lock, err := lockState(cfg.State)
+	lock, err := awaitState(ctx, cfg.State)
 	if err != nil {
 		return err
 	}
