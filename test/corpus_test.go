@@ -65,6 +65,12 @@ func TestCorpus(t *testing.T) {
 	}
 	noPlaintextOnDisk(t, s.dir)
 
+	// An appliance of one site has one copy of each, and says so.
+	single := 0
+	if err := s.admin().Messages(t.Context(), admin.Query{Single: true}, func(admin.Message) error { single++; return nil }); err != nil || single != len(want) {
+		t.Errorf("%d messages are listed as single copies, %v, expected %d", single, err, len(want))
+	}
+
 	// They survive a restart and a change of the password.
 	if err := s.kill(syscall.SIGTERM); err != nil {
 		t.Fatalf("stop: %v", err)

@@ -54,7 +54,7 @@ func journalListCommand(name, short string, single bool) *cobra.Command {
 		}
 		if single {
 			defer func() {
-				if s, err := client(*dir).Status(c.Context()); err == nil && s.Copies != nil && !s.Copies.Compared {
+				if s, err := client(*dir).Status(c.Context()); err == nil && s.Copies != nil && !s.Copies.Compared && s.Copies.State != "ALONE" {
 					fmt.Fprintln(c.ErrOrStderr(), "there may be more: the sites have not compared what they hold since the link between them broke, or this node started")
 				}
 			}()

@@ -15,6 +15,7 @@ import (
 	"msgw/internal/admin"
 	"msgw/internal/journal"
 	"msgw/internal/seal"
+	"msgw/internal/shadow"
 	"msgw/raftstore"
 )
 
@@ -25,13 +26,15 @@ type journals struct {
 	state     func() *raftstore.State
 	deriver   *seal.Deriver
 	single    func() (ids []journal.ID, complete bool) // nil: not known
+	alone     func() bool                              // there is no other site
 }
 
 func (n *Node) journals() (*journals, error) {
 	if n.witness {
 		return nil, admin.Errorf(http.StatusConflict, "ask a site", "a witness holds no messages")
 	}
-	return &journals{n.journal, n.held, n.store.State, n.deriver, n.shipper.Single}, nil
+	alone := func() bool { return n.shipper.Report().State == shadow.Alone }
+	return &journals{n.journal, n.held, n.store.State, n.deriver, n.shipper.Single, alone}, nil
 }
 
 // OpenJournals opens the journals of a site that does not run. Close it.
@@ -94,6 +97,7 @@ func (j *journals) Messages(ctx context.Context, q admin.Query, f func(admin.Mes
 		q.Mailbox = id
 	}
 	singles := map[journal.ID]bool{}
+	everySingle := q.Single && j.alone != nil && j.alone()
 	if q.Single {
 		if j.single == nil {
 			return admin.Errorf(http.StatusConflict, "start it with `msgw serve`", "the node does not run, so nobody knows what the other site holds")
@@ -112,7 +116,7 @@ func (j *journals) Messages(ctx context.Context, q admin.Query, f func(admin.Mes
 			damaged[d.ID] = d.Err.Error()
 		}
 		from.All(func(m journal.Meta) bool {
-			if q.Mailbox != "" && m.Mailbox != q.Mailbox || q.Single && !singles[m.ID] {
+			if q.Mailbox != "" && m.Mailbox != q.Mailbox || q.Single && !everySingle && !singles[m.ID] {
 				return true
 			}
 			out := describeMessage(m, copies)
@@ -166,7 +170,7 @@ func (j *journals) Message(_ context.Context, id string) (admin.Message, error) 
 	}
 	if !copies && j.single != nil {
 		ids, complete := j.single()
-		out.Single = slices.Contains(ids, m.ID)
+		out.Single = j.alone() || slices.Contains(ids, m.ID)
 		out.SingleKnown = complete || out.Single
 	}
 	return out, nil
