@@ -273,7 +273,7 @@ func (w *world) archive() {
 func (w *world) watch() {
 	for {
 		select {
-		case <-time.After(500 * time.Millisecond):
+		case <-time.After(2 * time.Second):
 		case <-w.stop:
 			return
 		}

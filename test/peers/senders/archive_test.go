@@ -6,14 +6,18 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"testing"
 
+	"msgw/internal/admin"
 	"msgw/internal/lab"
 	"msgw/internal/lab/archive"
 	"msgw/internal/lab/report"
+	"msgw/internal/node"
+	"msgw/test/labtest"
 )
 
 // stored is a message as the archive fetched it.
@@ -35,6 +39,14 @@ func (w *world) fetch(t *testing.T, boxes ...lab.Mailbox) map[string]stored {
 	pool.AppendCertsFromPEM(pem)
 	got := map[string]stored{}
 	for _, n := range w.file.Nodes {
+		// A site that just started lists its mail once it has heard the other one.
+		labtest.Within(t, patience, n.Name+" is in SYNC", func() error {
+			st, err := admin.NewClient(n.Dir, node.SocketFile).Status(t.Context())
+			if err == nil && st.Copies.State != "SYNC" {
+				err = errors.New(st.Copies.State)
+			}
+			return err
+		})
 		for _, box := range boxes {
 			cfg := archive.Config{Address: n.POP3S, User: box.ID, Password: box.Password, Timeout: patience,
 				TLS: &tls.Config{RootCAs: pool, ServerName: n.Host}}
