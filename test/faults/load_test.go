@@ -17,7 +17,7 @@ import (
 	"msgw/internal/lab/sender"
 )
 
-// load is mail servers that send by MX, and keep what is refused for now.
+// load plays mail servers: they find the sites by MX, and keep what is refused for now.
 type load struct {
 	a    *appliance
 	s    *sender.Sender
