@@ -202,7 +202,7 @@ func (s *Shipper) settle(ms []Message) (copies int) {
 			if s.alone { // the first comparison finds it
 				delete(s.missing, m.Meta.ID)
 			} else {
-				s.missing[m.Meta.ID] = struct{}{}
+				s.miss(m.Meta.ID)
 			}
 		}
 	}
@@ -341,9 +341,16 @@ func (s *Shipper) answered(id journal.ID, err error) {
 // resend puts a message that somebody waits for among those to be sent; s.mu is held.
 func (s *Shipper) resend(id journal.ID) {
 	if s.tickets[id] != nil {
-		s.missing[id] = struct{}{}
+		s.miss(id)
 		wake(s.work)
 	}
+}
+
+// miss notes that the other site is not known to hold a message: the state is not SYNC
+// from now on. s.mu is held.
+func (s *Shipper) miss(id journal.ID) {
+	s.missing[id] = struct{}{}
+	s.judge(time.Now())
 }
 
 // inTrouble notes that the other site does not store; s.mu is held.

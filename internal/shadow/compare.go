@@ -251,9 +251,10 @@ func (s *Shipper) compareBucket(ctx context.Context, l *link, bucket byte) (lost
 			}
 		case held:
 			s.conflicts[e.ID] = struct{}{}
+			s.judge(time.Now())
 			s.log.Error("the sites hold different messages under one id", "id", e.ID.String())
 		default:
-			s.missing[e.ID] = struct{}{}
+			s.miss(e.ID)
 		}
 		s.mu.Unlock()
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"msgw/internal/journal"
@@ -201,6 +202,51 @@ func TestSlowLargeMessage(t *testing.T) {
 			t.Fatal(err)
 		}
 		holds(t, p.held, id, 1, 900_000)
+	})
+}
+
+// Nothing is called SYNC while a message has to be sent once more, also one whose way
+// broke while it came in.
+func TestNotInSyncWhileSendingOnceMore(t *testing.T) {
+	story(t, func(t *testing.T, p *pair) {
+		p.becomes(Sync, 5*time.Second)
+		id := journal.NewID()
+		b := p.ship.NewBody(id)
+		defer b.Discard()
+		content := octets(1, 900_000)
+		write := func(part []byte) {
+			if _, err := b.Write(part); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(content[:400_000])
+		p.network(refused)
+		time.Sleep(100 * time.Millisecond)
+		write(content[400_000:])
+		if !b.failed {
+			t.Fatal("its way did not break")
+		}
+		p.network(whole)
+		p.becomes(Sync, 5*time.Second)
+		release := make(chan struct{})
+		p.holderDisk.set(func() { p.holderDisk.held = release })
+		done := make(chan error)
+		go func() {
+			meta := journal.Meta{ID: id, Mailbox: "mbx-1", Key: "0123456789abcdef", Received: time.Now()}
+			_, err := p.ship.Commit(context.Background(), true, Message{meta, b})
+			done <- err
+		}()
+		synctest.Wait()
+		if r := p.ship.Report(); r.State != CatchUp || r.Single != 1 {
+			t.Errorf("while it is sent once more: %+v", r)
+		}
+		close(release)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if r := p.ship.Report(); r.State != Sync || r.Single != 0 {
+			t.Errorf("once it is sent: %+v", r)
+		}
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"msgw/internal/journal"
 )
@@ -62,6 +63,7 @@ func (s *Shipper) repair(ctx context.Context, l *link) error {
 	defer s.mu.Unlock()
 	s.beyond = beyond
 	s.mended += mended
+	s.judge(time.Now())
 	return nil
 }
 

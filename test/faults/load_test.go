@@ -20,7 +20,7 @@ import (
 // load plays mail servers: they find the sites by MX, and keep what is refused for now.
 type load struct {
 	a    *appliance
-	s    *sender.Sender
+	s    [2]*sender.Sender // each asks another site first what the DNS says
 	wg   sync.WaitGroup
 	ends context.Context // nothing new is begun
 	end  func()
@@ -34,13 +34,16 @@ const senders = 6
 
 func newLoad(a *appliance, paused bool) *load {
 	a.t.Helper()
-	s, err := sender.New(sender.Config{Servers: []string{a.sites[0].addr + ":53", a.sites[1].addr + ":53"}, Helo: "journal.example.net",
-		TLS: a.tls, RequireTLS: true,
-		Timeouts: sender.Timeouts{Query: 500 * time.Millisecond, Connect: 3 * time.Second, Reply: 5 * time.Second, Block: 10 * time.Second, Final: 60 * time.Second}})
-	if err != nil {
-		a.t.Fatal(err)
+	l := &load{a: a}
+	for i := range l.s {
+		var err error
+		l.s[i], err = sender.New(sender.Config{Servers: []string{a.sites[i].addr + ":53", a.sites[1-i].addr + ":53"}, Helo: "journal.example.net",
+			TLS: a.tls, RequireTLS: true,
+			Timeouts: sender.Timeouts{Query: 500 * time.Millisecond, Connect: 3 * time.Second, Reply: 5 * time.Second, Block: 10 * time.Second, Final: 60 * time.Second}})
+		if err != nil {
+			a.t.Fatal(err)
+		}
 	}
-	l := &load{a: a, s: s}
 	if paused {
 		l.pause()
 	}
@@ -84,7 +87,7 @@ func (l *load) send(ctx context.Context, k int) {
 			}
 			i = l.a.led.take()
 		}
-		to = l.try(ctx, i, to)
+		to = l.try(ctx, l.s[k%2], i, to)
 		l.leave()
 		if len(to) == 0 {
 			return
@@ -98,7 +101,7 @@ func (l *load) send(ctx context.Context, k int) {
 
 // try sends a message once, to the first site that takes it, and returns the mailboxes
 // that it is still to be sent to.
-func (l *load) try(ctx context.Context, i int, to []box) (left []box) {
+func (l *load) try(ctx context.Context, s *sender.Sender, i int, to []box) (left []box) {
 	var env sender.Envelope
 	for _, b := range to {
 		env.To = append(env.To, b.address)
@@ -109,7 +112,7 @@ func (l *load) try(ctx context.Context, i int, to []box) (left []box) {
 			env.Chunks = &sender.Chunks{Sizes: []int{100_000}, Pipelined: true, EmptyLast: true}
 		}
 	}
-	res, err := l.s.Send(ctx, env, l.a.led.message(i))
+	res, err := s.Send(ctx, env, l.a.led.message(i))
 	maybe := 0
 	for _, e := range res.Attempts {
 		if e.MaybeAccepted {
