@@ -61,6 +61,9 @@ var changes = map[string]func() Change{
 	"invite":         func() Change { return &AddInvite{} },
 	"node.join":      func() Change { return &JoinNode{} },
 	"node.update":    func() Change { return &UpdateNode{} },
+	"node.rejoin":    func() Change { return &RejoinNode{} },
+	"node.remove":    func() Change { return &RemoveNode{} },
+	"epoch":          func() Change { return &StartEpoch{} },
 	"node.weight":    func() Change { return &SetWeight{} },
 	"mailbox.create": func() Change { return &CreateMailbox{} },
 	"mailbox.keys":   func() Change { return &SetKeys{} },
@@ -189,126 +192,17 @@ func (ch AddInvite) apply(s *State, c Command) error {
 	if len(s.Invites) >= 16 {
 		return rejectf("conflict", "16 invitations are open; wait until one expires")
 	}
+	if name := ch.Invite.Replaces; name != "" {
+		switch n, ok := s.Nodes[name]; {
+		case !ok:
+			return rejectf("missing", "no node is named %s", name)
+		case n.Role != ch.Invite.Role:
+			return rejectf("invalid", "%s is a %s: a %s cannot take its place", name, n.Role, ch.Invite.Role)
+		case n.ID != ch.Invite.ReplacesID:
+			return rejectf("conflict", "%s was changed at the same time; try again", name)
+		}
+	}
 	s.Invites[ch.Invite.ID] = ch.Invite
-	return nil
-}
-
-// JoinNode adds a member and uses up its invitation.
-type JoinNode struct {
-	Invite string `json:"invite"`
-	Node   Node   `json:"node"`
-	CA     CA     `json:"ca"` // sealed to the new set of sites
-}
-
-func (JoinNode) op() string { return "node.join" }
-func (ch JoinNode) apply(s *State, c Command) error {
-	i, ok := s.Invites[ch.Invite]
-	switch {
-	case !ok:
-		return rejectf("missing", "this invitation is not open: it was used, or it never was")
-	case i.Expires.Before(c.At):
-		return rejectf("conflict", "this invitation expired at %s", i.Expires.Format(time.RFC3339))
-	case i.Role != ch.Node.Role:
-		return rejectf("invalid", "this invitation is for a %s", i.Role)
-	}
-	if err := s.checkNode(ch.Node); err != nil {
-		return err
-	}
-	if _, ok := s.Nodes[ch.Node.Name]; ok {
-		return rejectf("exists", "a node named %s is a member already", ch.Node.Name)
-	}
-	if sites := s.Sites(); ch.Node.Role == Site && len(sites) == 2 {
-		return rejectf("exists", "there are two sites already, %s and %s", sites[0], sites[1])
-	}
-	if ch.Node.Role == Witness {
-		for _, n := range s.Nodes {
-			if n.Role == Witness {
-				return rejectf("exists", "%s is the witness already", n.Name)
-			}
-		}
-	}
-	delete(s.Invites, ch.Invite)
-	s.Nodes[ch.Node.Name] = ch.Node
-	if !slices.Equal(ch.CA.SealedTo, s.Sites()) {
-		return rejectf("conflict", "another node joined at the same time; try again")
-	}
-	s.CA = ch.CA
-	return nil
-}
-
-var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
-
-// CheckNodeName says whether a name can be a node's: it becomes a DNS label.
-func CheckNodeName(name string) error {
-	if !nodeName.MatchString(name) {
-		return fmt.Errorf("node name %q: expected 1 to 32 lower-case letters, digits and inner hyphens", name)
-	}
-	return nil
-}
-
-// checkNode looks for conflicts with other members.
-func (s *State) checkNode(n Node) error {
-	if err := CheckNodeName(n.Name); err != nil {
-		return rejectf("invalid", "%v", err)
-	}
-	if n.ID == "" || n.Peer == "" {
-		return rejectf("invalid", "node %s has no server id or no peer address", n.Name)
-	}
-	for _, o := range s.Nodes {
-		switch {
-		case o.Name == n.Name:
-		case o.ID == n.ID:
-			return rejectf("exists", "%s has the same server id", o.Name)
-		case o.Peer == n.Peer:
-			return rejectf("exists", "%s has the peer address %s", o.Name, n.Peer)
-		case n.Host != "" && o.Host == n.Host:
-			return rejectf("exists", "%s has the host name %s", o.Name, n.Host)
-		}
-	}
-	return nil
-}
-
-// UpdateNode replaces what a node says of itself. Weight, role, id and key stay.
-type UpdateNode struct {
-	Node Node `json:"node"`
-}
-
-func (UpdateNode) op() string { return "node.update" }
-func (ch UpdateNode) apply(s *State, _ Command) error {
-	n, ok := s.Nodes[ch.Node.Name]
-	if !ok || n.ID != ch.Node.ID {
-		return rejectf("missing", "node %s is not a member", ch.Node.Name)
-	}
-	if err := s.checkNode(ch.Node); err != nil {
-		return err
-	}
-	n.Host, n.Peer, n.V4, n.V6, n.SMTPPort, n.DNSPort = ch.Node.Host, ch.Node.Peer, ch.Node.V4, ch.Node.V6, ch.Node.SMTPPort, ch.Node.DNSPort
-	s.Nodes[n.Name] = n
-	return nil
-}
-
-// MaxWeight of a site.
-const MaxWeight = 1000
-
-// SetWeight changes a site's share of the mail.
-type SetWeight struct {
-	Node   string `json:"node"`
-	Weight uint32 `json:"weight"`
-}
-
-func (SetWeight) op() string { return "node.weight" }
-func (ch SetWeight) apply(s *State, _ Command) error {
-	n, ok := s.Nodes[ch.Node]
-	switch {
-	case !ok:
-		return rejectf("missing", "no node is named %s", ch.Node)
-	case n.Role != Site:
-		return rejectf("invalid", "%s is a %s: it takes no mail and has no weight", ch.Node, n.Role)
-	case ch.Weight > MaxWeight:
-		return rejectf("invalid", "weight %d: expected 0 to %d", ch.Weight, MaxWeight)
-	}
-	n.Weight = ch.Weight
-	s.Nodes[n.Name] = n
 	return nil
 }
 

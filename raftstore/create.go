@@ -19,30 +19,44 @@ import (
 // server id is id, and makes it durable. first needs neither index nor hash.
 func Create(dir, id string, first *State) error {
 	first.Format = stateFormat
-	if err := makeRaftDir(dir); err != nil {
+	made, err := createRaft(dir, id, first)
+	if err != nil {
 		return err
+	}
+	return saveMaterialised(dir, made)
+}
+
+// createRaft makes a raft log with one voter that begins with a state, and returns the
+// state as it is in the log.
+func createRaft(dir, id string, first *State) (*State, error) {
+	if err := makeRaftDir(dir); err != nil {
+		return nil, err
 	}
 	n, ok := first.NodeByID(id)
 	if !ok {
-		return fmt.Errorf("no node has the server id %s", id)
+		return nil, fmt.Errorf("no node has the server id %s", id)
 	}
 	log := slog.New(slog.DiscardHandler)
 	fsm := newMachine(dir, nil, log)
-	c := raftConfig(Options{ID: id, Tick: 20 * time.Millisecond, Log: log})
-	_, trans := raft.NewInmemTransport(raft.ServerAddress(n.Peer))
-	logs, r, err := openRaft(dir, fsm, trans, c)
+	c := raftConfig(Options{Tick: 20 * time.Millisecond, Log: log}, id)
+	logs, snaps, err := openLogs(dir, c.Logger)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	err = bootstrap(r, fsm, raft.Server{ID: c.LocalID, Address: raft.ServerAddress(n.Peer)}, first)
+	_, trans := raft.NewInmemTransport(raft.ServerAddress(n.Peer))
+	r, err := raft.NewRaft(c, fsm, logs, logs, snaps, trans)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start raft: %w", err), logs.Close())
+	}
+	err = bootstrap(r, raft.Server{ID: c.LocalID, Address: raft.ServerAddress(n.Peer)}, n.Name, first)
 	err = errors.Join(err, r.Shutdown().Error(), logs.Close())
 	if err != nil {
-		return fmt.Errorf("make cluster: %w", err)
+		return nil, fmt.Errorf("make cluster: %w", err)
 	}
-	return saveMaterialised(dir, fsm.served)
+	return fsm.served, nil
 }
 
-func bootstrap(r *raft.Raft, fsm *machine, self raft.Server, first *State) error {
+func bootstrap(r *raft.Raft, self raft.Server, name string, first *State) error {
 	if err := r.BootstrapCluster(raft.Configuration{Servers: []raft.Server{self}}).Error(); err != nil {
 		return err
 	}
@@ -51,7 +65,7 @@ func bootstrap(r *raft.Raft, fsm *machine, self raft.Server, first *State) error
 	case <-time.After(10 * time.Second):
 		return errors.New("raft elected no leader")
 	}
-	raw, err := json.Marshal(newCommand(first.SortedNodes()[0].Name, initState{first}, time.Now()))
+	raw, err := json.Marshal(newCommand(name, initState{first}, time.Now()))
 	if err != nil {
 		return err
 	}

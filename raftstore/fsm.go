@@ -47,6 +47,23 @@ func emptyState() *State {
 	return &State{Format: stateFormat, Nodes: map[string]Node{}, Mailboxes: map[string]Mailbox{}, Invites: map[string]Invite{}}
 }
 
+// begin prepares for a run of raft, which gives everything that it has once more.
+func (m *machine) begin() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.applied, m.stuck = emptyState(), nil
+}
+
+// reset makes this node serve another configuration, which is in its file already. Its
+// indexes need not continue those of before.
+func (m *machine) reset(s *State) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.applied, m.served, m.stuck, m.diverged = emptyState(), s, nil, nil
+	m.saved, m.saveErr, m.hashes = s.Index, nil, map[uint64]string{s.Index: s.Hash}
+	m.notify()
+}
+
 // Apply is called by raft for every committed command.
 func (m *machine) Apply(l *raft.Log) any {
 	m.mu.Lock()

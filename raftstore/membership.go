@@ -12,11 +12,11 @@ import (
 // apply what the others can.
 func (s *Store) memberLoop() {
 	for {
-		if s.raft.State() == raft.Leader {
+		if s.leads() {
 			if s.opt.Witness || s.fsm.stuckErr() != nil {
 				// Fails while no other voter is in reach; then there is no quorum
 				// that a better leader could use either.
-				if err := s.raft.LeadershipTransfer().Error(); err != nil {
+				if err := s.with(func(r *raft.Raft) error { return r.LeadershipTransfer().Error() }); err != nil {
 					s.opt.Log.Debug("leadership cannot be given away yet", "err", err)
 				}
 			} else if err := s.lead(); err != nil {
@@ -37,37 +37,44 @@ func (s *Store) memberLoop() {
 }
 
 func (s *Store) reconcileMembers() error {
-	f := s.raft.GetConfiguration()
-	if err := f.Error(); err != nil {
-		return err
-	}
-	timeout := 5 * s.opt.Tick
-	servers := map[raft.ServerID]raft.Server{}
-	for _, srv := range f.Configuration().Servers {
-		servers[srv.ID] = srv
+	if r := s.recovering(); r != nil {
+		return s.beginEpoch(r)
 	}
 	state := s.State()
+	s.reached.keep(func(id string) bool { _, ok := state.NodeByID(id); return ok })
+	return s.with(func(r *raft.Raft) error { return s.reconcile(r, state) })
+}
+
+// reconcile makes one change, if one is due.
+func (s *Store) reconcile(r *raft.Raft, state *State) error {
+	timeout := 5 * s.opt.Tick
+	servers := map[raft.ServerID]raft.Server{}
+	for _, srv := range r.GetConfiguration().Configuration().Servers {
+		servers[srv.ID] = srv
+	}
+	// Those that are gone first: a quorum is counted over all that are listed.
+	for id := range servers {
+		if _, ok := state.NodeByID(string(id)); !ok {
+			s.opt.Log.Info("server removed from raft", "id", id)
+			return r.RemoveServer(id, 0, timeout).Error()
+		}
+	}
 	for _, n := range state.SortedNodes() {
 		id, addr := raft.ServerID(n.ID), raft.ServerAddress(n.Peer)
 		srv, ok := servers[id]
-		delete(servers, id)
 		switch {
 		case !ok:
 			s.opt.Log.Info("node added without a vote", "node", n.Name)
-			return s.raft.AddNonvoter(id, addr, 0, timeout).Error()
+			return r.AddNonvoter(id, addr, 0, timeout).Error()
 		case srv.Suffrage == raft.Voter && srv.Address != addr:
-			return s.raft.AddVoter(id, addr, 0, timeout).Error()
+			return r.AddVoter(id, addr, 0, timeout).Error()
 		case srv.Suffrage != raft.Voter && srv.Address != addr:
-			return s.raft.AddNonvoter(id, addr, 0, timeout).Error()
+			return r.AddNonvoter(id, addr, 0, timeout).Error()
 		case srv.Suffrage != raft.Voter && s.caughtUp(n, state):
 			// Only now: a voter that is not there would take the quorum away.
 			s.opt.Log.Info("node has caught up and votes", "node", n.Name)
-			return s.raft.AddVoter(id, addr, 0, timeout).Error()
+			return r.AddVoter(id, addr, 0, timeout).Error()
 		}
-	}
-	for id := range servers {
-		s.opt.Log.Info("server removed from raft", "id", id)
-		return s.raft.RemoveServer(id, 0, timeout).Error()
 	}
 	return nil
 }

@@ -19,6 +19,9 @@ func (s *Store) Propose(ctx context.Context, ch Change) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if r := s.Renounced(); r != nil {
+		return 0, fmt.Errorf("%w: this node takes no part until it has rejoined: %s", ErrNoQuorum, r.Why)
+	}
 	var open error // of an attempt that may have been committed
 	for {
 		out, err := s.attempt(ctx, raw)
@@ -46,11 +49,11 @@ func (s *Store) Propose(ctx context.Context, ch Change) (uint64, error) {
 
 // attempt gives a command to the leader once.
 func (s *Store) attempt(ctx context.Context, raw []byte) (Outcome, error) {
-	_, id := s.raft.LeaderWithID()
-	if string(id) == s.opt.ID {
+	id := s.leader()
+	if id == s.serverID() {
 		return s.apply(raw)
 	}
-	leader, ok := s.State().NodeByID(string(id))
+	leader, ok := s.State().NodeByID(id)
 	if !ok {
 		return Outcome{}, fmt.Errorf("%w: no leader is known", ErrNoQuorum)
 	}
@@ -87,23 +90,28 @@ func (s *Store) apply(raw []byte) (Outcome, error) {
 	if err := s.fsm.stuckErr(); err != nil {
 		return Outcome{}, fmt.Errorf("%w: the leader has stopped at %w", ErrNoQuorum, err)
 	}
-	// Without this an entry could be written by a leader that has just lost its
-	// quorum: neither made nor refused.
-	if err := s.raft.VerifyLeader().Error(); err != nil {
-		return Outcome{}, fmt.Errorf("%w: %w", ErrNoQuorum, err)
-	}
-	f := s.raft.Apply(raw, 5*s.opt.Tick)
-	switch err := f.Error(); {
-	case err == nil:
-		if out, ok := f.Response().(Outcome); ok {
-			return out, nil
+	var out Outcome
+	err := s.with(func(r *raft.Raft) error {
+		// Without this an entry could be written by a leader that has just lost its
+		// quorum: neither made nor refused.
+		if err := r.VerifyLeader().Error(); err != nil {
+			return fmt.Errorf("%w: %w", ErrNoQuorum, err)
 		}
-		return Outcome{}, fmt.Errorf("%w: the leader has stopped: %v", ErrUnknown, f.Response())
-	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		return Outcome{}, fmt.Errorf("%w: %w", ErrNoQuorum, err)
-	default:
-		return Outcome{}, fmt.Errorf("%w: %w", ErrUnknown, err)
-	}
+		f := r.Apply(raw, 5*s.opt.Tick)
+		switch err := f.Error(); {
+		case err == nil:
+			var ok bool
+			if out, ok = f.Response().(Outcome); ok {
+				return nil
+			}
+			return fmt.Errorf("%w: the leader has stopped: %v", ErrUnknown, f.Response())
+		case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+			return fmt.Errorf("%w: %w", ErrNoQuorum, err)
+		default:
+			return fmt.Errorf("%w: %w", ErrUnknown, err)
+		}
+	})
+	return out, err
 }
 
 // awaitSaved waits until a command is in this node's file.
@@ -144,8 +152,8 @@ func (s *Store) Confirm() (uint64, error) {
 // lead makes sure that this node leads with a quorum behind it and has applied
 // everything that earlier leaders committed. It returns ErrNoQuorum otherwise.
 func (s *Store) lead() error {
-	term := s.raft.CurrentTerm()
-	if err := s.raft.VerifyLeader().Error(); err != nil {
+	term := s.term()
+	if err := s.with(func(r *raft.Raft) error { return r.VerifyLeader().Error() }); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoQuorum, err)
 	}
 	s.mu.Lock()
@@ -154,11 +162,11 @@ func (s *Store) lead() error {
 	if !begun {
 		// How far its predecessors came, a leader learns only by committing an entry
 		// of its own term (Raft, section 8).
-		if err := s.raft.Barrier(5 * s.opt.Tick).Error(); err != nil {
+		if err := s.with(func(r *raft.Raft) error { return r.Barrier(5 * s.opt.Tick).Error() }); err != nil {
 			return fmt.Errorf("%w: %w", ErrNoQuorum, err)
 		}
 	}
-	if s.raft.CurrentTerm() != term {
+	if s.term() != term {
 		return fmt.Errorf("%w: the leader has changed", ErrNoQuorum)
 	}
 	s.mu.Lock()
@@ -188,11 +196,11 @@ func (s *Store) confirmLoop() {
 }
 
 func (s *Store) confirmOnce() (uint64, error) {
-	_, id := s.raft.LeaderWithID()
-	if string(id) == s.opt.ID {
+	id := s.leader()
+	if id == s.serverID() {
 		return s.Confirm()
 	}
-	leader, ok := s.State().NodeByID(string(id))
+	leader, ok := s.State().NodeByID(id)
 	if !ok {
 		return 0, ErrNoQuorum
 	}

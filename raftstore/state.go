@@ -103,6 +103,17 @@ type Invite struct {
 	Secret  string    `json:"secret_sha256"` // hex
 	Role    Role      `json:"role"`
 	Expires time.Time `json:"expires"`
+	// Replaces names the member whose place the new node takes, and its server id.
+	Replaces   string `json:"replaces,omitempty"`
+	ReplacesID string `json:"replaces_id,omitempty"`
+}
+
+// Former is a server id that no member has any more.
+type Former struct {
+	Name string    `json:"name"`
+	ID   string    `json:"id"`
+	Why  string    `json:"why"` // replaced, removed or rejoined
+	At   time.Time `json:"at"`
 }
 
 // Zone holds the settings of the delegated zone.
@@ -153,15 +164,17 @@ type State struct {
 	Format    int                `json:"format"` // 1
 	Cluster   string             `json:"cluster"`
 	Epoch     Epoch              `json:"epoch"`
-	Revision  uint32             `json:"revision"` // raised by every change; the zone's SOA serial
-	Index     uint64             `json:"index"`    // of the last command applied, in the raft log
-	Term      uint64             `json:"term"`     // of that command
-	Hash      string             `json:"hash"`     // chain over all commands and outcomes, hex SHA-256
+	Lineage   []EpochStart       `json:"lineage,omitempty"` // how the epochs came about, the last ones
+	Revision  uint32             `json:"revision"`          // raised by every change; the zone's SOA serial
+	Index     uint64             `json:"index"`             // of the last command applied, in the raft log
+	Term      uint64             `json:"term"`              // of that command
+	Hash      string             `json:"hash"`              // chain over all commands and outcomes, hex SHA-256
 	Zone      Zone               `json:"zone"`
 	CA        CA                 `json:"ca"`
 	ACME      ACME               `json:"acme"`
 	Copies    Copies             `json:"copies,omitzero"`
 	Nodes     map[string]Node    `json:"nodes"`
+	Former    []Former           `json:"former,omitempty"` // the last ones
 	Mailboxes map[string]Mailbox `json:"mailboxes"`
 	Invites   map[string]Invite  `json:"invites"`
 	Recent    []Outcome          `json:"recent"` // of the last commands, to apply each once

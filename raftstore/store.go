@@ -8,13 +8,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 )
 
 var (
@@ -51,6 +52,12 @@ type Position struct {
 	// Followed is the index of the last command that raft has given to this process.
 	// It is behind Index after a start, until raft has caught up.
 	Followed uint64 `json:"followed"`
+	// Server is the server id that Log, the end of its raft log, belongs to; none while
+	// the node takes no part in raft.
+	Server string `json:"server,omitempty"`
+	Log    LogEnd `json:"log"`
+	// Reached is how far the node knows each other server to have been, by server id.
+	Reached map[string]LogEnd `json:"reached,omitempty"`
 }
 
 // Options of a Store.
@@ -59,7 +66,7 @@ type Options struct {
 	Name    string // this node
 	ID      string // its raft server id
 	Witness bool
-	Stream  raft.StreamLayer // peer connections of this epoch
+	Stream  Stream // peer connections of this epoch
 	Peers   Peers
 	Log     *slog.Logger
 	// Tick scales every interval; default 1 s. Raft's heartbeat timeout is two
@@ -69,21 +76,32 @@ type Options struct {
 
 // Store is the replicated configuration at one node.
 type Store struct {
-	opt    Options
-	fsm    *machine
-	raft   *raft.Raft
-	logs   *raftboltdb.BoltStore
-	trans  *raft.NetworkTransport
-	stop   chan struct{} // ends saving
-	saving sync.WaitGroup
-	ctx    context.Context // ends the loops
-	cancel context.CancelFunc
-	loops  sync.WaitGroup
+	opt     Options
+	fsm     *machine
+	reached *reached
+	streams *streams
+	stop    chan struct{} // ends saving
+	saving  sync.WaitGroup
+	ctx     context.Context // ends the loops
+	cancel  context.CancelFunc
+	loops   sync.WaitGroup
+
+	restarting sync.Mutex               // held by whoever ends one run of raft and starts another
+	using      sync.RWMutex             // held for reading by whoever waits for raft
+	run        atomic.Pointer[instance] // nil while raft does not run
+	setBack    chan error               // what another node said of this one's log
 
 	mu        sync.Mutex
-	begun     uint64    // term in which this node, leading, has applied all that was committed before
-	confirmed time.Time // when a quorum was last known to stand behind the leader
-	current   time.Time // when this node was last known to have everything
+	id        string            // this node's server id
+	begun     uint64            // term in which this node, leading, has applied all that was committed before
+	confirmed time.Time         // when a quorum was last known to stand behind the leader
+	current   time.Time         // when this node was last known to have everything
+	refused   map[string]string // servers that were set back, by id, and how far
+	failed    error             // why raft does not run although it should
+
+	// Guarded by fsm.mu, so that Changed tells of them.
+	recovery  *recovery     // under way
+	renounced *Renunciation // this node takes no part
 }
 
 const (
@@ -101,9 +119,10 @@ func LoadState(dir string) (*State, error) {
 	return s, err
 }
 
-// Open starts the store of a node whose directory Create or Adopt has made. It
-// returns ErrNoState if the configuration or raft's log is missing: a voter that
-// lost its log must not vote again under the same id.
+// Open starts the store of a node whose directory Create or Adopt has made. It returns
+// ErrNoState if there is no configuration. A node whose raft log is gone or older than
+// its file serves on, but has renounced: a voter that lost its log must not vote again
+// under the same id. A recovery that was cut short is gone on with.
 func Open(opt Options) (*Store, error) {
 	if opt.Tick == 0 {
 		opt.Tick = time.Second
@@ -115,29 +134,71 @@ func Open(opt Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkLog(opt.Dir, loaded); err != nil {
-		return nil, err
-	}
-	s := &Store{opt: opt, fsm: newMachine(opt.Dir, loaded, opt.Log), stop: make(chan struct{})}
+	s := &Store{opt: opt, fsm: newMachine(opt.Dir, loaded, opt.Log), stop: make(chan struct{}), setBack: make(chan error, 1), id: opt.ID, refused: map[string]string{}}
 	s.fsm.retry = 5 * opt.Tick
-	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: opt.Stream, MaxPool: 3, Timeout: 10 * opt.Tick, Logger: raftLogger(opt.Log),
-		ServerAddressProvider: addresses{s.fsm},
-	})
-	if s.logs, s.raft, err = openRaft(opt.Dir, s.fsm, s.trans, raftConfig(opt)); err != nil {
-		s.trans.Close()
+	if s.reached, err = loadReached(opt.Dir); err != nil {
 		return nil, err
 	}
+	if err := s.loadPart(); err != nil {
+		return nil, err
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.streams = newStreams(opt.Stream, opt.ID, s.reached, 5*opt.Tick, opt.Log)
+	s.streams.epoch, s.streams.setBack, s.streams.refused = s.Epoch, s.noteSetBack, s.noteRefused
+	err = s.restart(func() error {
+		switch r := s.recovering(); {
+		case r != nil:
+			if err := s.rewrite(r); err != nil {
+				return fmt.Errorf("recovery: %w", err)
+			}
+			return nil
+		case s.Renounced() != nil:
+			return nil
+		}
+		return checkLog(opt.Dir, loaded)
+	})
+	switch {
+	case errors.Is(err, ErrNoState):
+		// What is served needs no raft. As a voter this node is lost.
+		if _, err := s.Renounce(err.Error()); err != nil {
+			return nil, err
+		}
+	case err != nil && s.recovering() == nil:
+		return nil, err
+	case err != nil:
+		s.opt.Log.Error("raft is not started", "err", err)
+	}
+	s.streams.serve()
 	s.saving.Go(func() { s.fsm.save(s.stop) })
 	s.loops.Go(s.confirmLoop)
 	s.loops.Go(s.memberLoop)
+	s.loops.Go(s.setBackLoop)
 	return s, nil
 }
 
-func raftConfig(opt Options) *raft.Config {
+// loadPart reads which part this node takes in raft.
+func (s *Store) loadPart() error {
+	var rec recovery
+	var ren Renunciation
+	ok, err := loadJSON(filepath.Join(s.opt.Dir, recoveryName), &rec)
+	if err != nil {
+		return err
+	}
+	if ok {
+		s.recovery = &rec
+	}
+	if ok, err = loadJSON(filepath.Join(s.opt.Dir, renouncedName), &ren); err != nil {
+		return err
+	}
+	if ok {
+		s.renounced = &ren
+	}
+	return nil
+}
+
+func raftConfig(opt Options, id string) *raft.Config {
 	c := raft.DefaultConfig()
-	c.LocalID = raft.ServerID(opt.ID)
+	c.LocalID = raft.ServerID(id)
 	c.HeartbeatTimeout = 2 * opt.Tick
 	c.ElectionTimeout = 2 * opt.Tick
 	c.LeaderLeaseTimeout = opt.Tick
@@ -147,22 +208,6 @@ func raftConfig(opt Options) *raft.Config {
 	c.NoLegacyTelemetry = true
 	c.Logger = raftLogger(opt.Log)
 	return c
-}
-
-func openRaft(dir string, fsm raft.FSM, trans raft.Transport, c *raft.Config) (*raftboltdb.BoltStore, *raft.Raft, error) {
-	dir = filepath.Join(dir, raftDir)
-	logs, err := raftboltdb.NewBoltStore(filepath.Join(dir, raftFile))
-	if err != nil {
-		return nil, nil, fmt.Errorf("open raft log: %w", err)
-	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, 2, c.Logger)
-	if err == nil {
-		var r *raft.Raft
-		if r, err = raft.NewRaft(c, fsm, logs, logs, snaps, trans); err == nil {
-			return logs, r, nil
-		}
-	}
-	return nil, nil, errors.Join(fmt.Errorf("start raft: %w", err), logs.Close())
 }
 
 // raftLogger passes raft's warnings and errors on.
@@ -210,10 +255,12 @@ func (s *Store) Close() error {
 	// The loops first: raft that stops may leave what they asked of it unanswered.
 	s.cancel()
 	s.loops.Wait()
-	err := s.raft.Shutdown().Error()
+	s.using.Lock()
+	err := s.stopRaft()
+	s.using.Unlock()
 	close(s.stop)
 	s.saving.Wait()
-	return errors.Join(err, s.trans.Close(), s.logs.Close())
+	return errors.Join(err, s.streams.close())
 }
 
 // State returns the configuration to serve from. It is never changed.
@@ -233,14 +280,31 @@ func (s *Store) Changed() <-chan struct{} {
 
 // Position returns how far this node's file is.
 func (s *Store) Position() Position {
+	var p Position
+	if x := s.run.Load(); x != nil {
+		if end, err := logEnd(x.logs, x.logs, x.snaps); err == nil {
+			p.Server, p.Log, p.Reached = x.id, end, s.reached.all()
+		}
+	}
 	s.fsm.mu.Lock()
 	defer s.fsm.mu.Unlock()
-	return Position{s.fsm.saved, s.fsm.hashes[s.fsm.saved], s.fsm.applied.Index}
+	p.Index, p.Hash, p.Followed = s.fsm.saved, s.fsm.hashes[s.fsm.saved], s.fsm.applied.Index
+	return p
 }
 
-// Compare checks a peer's position against this node's own history and records a
-// divergence.
+// Compare checks the position of a member of the same epoch against this node's own
+// history, records a divergence, and remembers how far that member's log is, and the others'.
 func (s *Store) Compare(peer string, p Position) {
+	state := s.State()
+	if n, ok := state.Nodes[peer]; ok && n.ID == p.Server {
+		s.reached.note(p.Server, p.Log)
+		// A server that was set back may first meet one that never heard it itself.
+		for id, e := range p.Reached {
+			if _, ok := state.NodeByID(id); ok && id != s.serverID() {
+				s.reached.note(id, e)
+			}
+		}
+	}
 	s.fsm.mu.Lock()
 	own, ok := s.fsm.hashes[p.Index]
 	s.fsm.mu.Unlock()
@@ -248,6 +312,9 @@ func (s *Store) Compare(peer string, p Position) {
 		s.fsm.noteDivergence(fmt.Errorf("%s has another configuration at command %d", peer, p.Index))
 	}
 }
+
+// Reached returns how far a server's log is known to have been.
+func (s *Store) Reached(id string) LogEnd { return s.reached.all()[id] }
 
 // Current reports whether this node is known to have every committed command: the
 // leader confirmed it within the last five ticks.
@@ -265,23 +332,22 @@ type Status struct {
 	Term     uint64
 	Voters   []string
 	Learners []string // members that do not vote yet
-	Err      error    // divergence, a command of another version, or a file that cannot be written
+	// Confirmed is when a quorum was last known; zero: not since the node started.
+	Confirmed time.Time
+	SetBack   []string // members that were set back to an earlier state, and how far
+	Err       error    // divergence, a command of another version, or a file that cannot be written
 }
 
 // Status reports on the replication.
 func (s *Store) Status() Status {
-	_, id := s.raft.LeaderWithID()
+	id := s.leader()
 	state := s.State()
 	st := Status{Applied: s.Position().Index, Term: state.Term}
-	if n, ok := state.NodeByID(string(id)); ok {
+	if n, ok := state.NodeByID(id); ok {
 		st.Leader = n.Name
 	}
-	s.mu.Lock()
-	st.Quorum = st.Leader != "" && !s.confirmed.IsZero() && time.Since(s.confirmed) < 5*s.opt.Tick
-	s.mu.Unlock()
-	f := s.raft.GetConfiguration()
-	if f.Error() == nil {
-		for _, srv := range f.Configuration().Servers {
+	if x := s.run.Load(); x != nil {
+		for _, srv := range x.raft.GetConfiguration().Configuration().Servers {
 			name := string(srv.ID)
 			if n, ok := state.NodeByID(name); ok {
 				name = n.Name
@@ -293,8 +359,19 @@ func (s *Store) Status() Status {
 			}
 		}
 	}
+	s.mu.Lock()
+	st.Quorum = st.Leader != "" && !s.confirmed.IsZero() && time.Since(s.confirmed) < 5*s.opt.Tick
+	st.Confirmed = s.confirmed
+	err := s.failed
+	for id, was := range s.refused {
+		if n, ok := state.NodeByID(id); ok {
+			st.SetBack = append(st.SetBack, n.Name+": "+was)
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(st.SetBack)
 	s.fsm.mu.Lock()
-	st.Err = errors.Join(s.fsm.diverged, s.fsm.stuck, s.fsm.saveErr)
+	st.Err = errors.Join(s.fsm.diverged, s.fsm.stuck, s.fsm.saveErr, s.reached.trouble(), err)
 	s.fsm.mu.Unlock()
 	return st
 }

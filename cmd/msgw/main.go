@@ -105,10 +105,11 @@ runs with serve. All other commands talk to the node on this machine.`,
 	})
 	root.AddGroup(&cobra.Group{ID: "node", Title: "Make and run a node:"},
 		&cobra.Group{ID: "operate", Title: "Operate the appliance:"},
+		&cobra.Group{ID: "disaster", Title: "When a site is lost:"},
 		&cobra.Group{ID: "try", Title: "Try it:"})
 	root.AddCommand(serveCommand(), initCommand(), joinCommand(),
 		inviteCommand(), statusCommand(), mailboxCommand(), nodeCommand(), copiesCommand(), journalCommand(), dnsCommand(), acmeCommand(), caCommand(),
-		labCommand(), versionCommand())
+		recoverCommand(), yieldCommand(), rejoinCommand(), labCommand(), versionCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	strictArgs(root)
 	return root

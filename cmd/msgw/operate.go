@@ -18,8 +18,9 @@ with this appliance: it names the certificate of the appliance's CA.`}
 	dir := addDir(c)
 	role := c.Flags().String("role", "site", "what the node will be: site or witness")
 	life := c.Flags().Duration("for", time.Hour, "how long the token can be used")
+	replaces := c.Flags().String("replace", "", "the lost `NODE` whose place the new one takes: it has its name and host name")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		i, err := client(*dir).Invite(c.Context(), admin.Invite{Role: *role, Life: *life})
+		i, err := client(*dir).Invite(c.Context(), admin.Invite{Role: *role, Life: *life, Replaces: *replaces})
 		if err != nil {
 			return err
 		}
@@ -158,7 +159,7 @@ func dnsCommand() *cobra.Command {
 
 func nodeCommand() *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "Show nodes, change weights, drain", GroupID: "operate"}
-	c.AddCommand(nodeListCommand(), nodeWeightCommand(), nodeAdoptCommand(), nodeDrainCommand(true), nodeDrainCommand(false))
+	c.AddCommand(nodeListCommand(), nodeWeightCommand(), nodeAdoptCommand(), nodeRemoveCommand(), nodeDrainCommand(true), nodeDrainCommand(false))
 	return c
 }
 

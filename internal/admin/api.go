@@ -28,6 +28,7 @@ type Node interface {
 	SetMailboxPolicy(ctx context.Context, id, policy string) (Change, error)
 	Adopt(ctx context.Context, node string) (Copies, error)
 	Journals
+	Disaster
 	Invite(ctx context.Context, r Invite) (Invitation, error)
 }
 
@@ -225,6 +226,8 @@ type ACME struct {
 type Invite struct {
 	Role string        `json:"role"`
 	Life time.Duration `json:"life"`
+	// Replaces names the node whose place the new one takes; its role counts then.
+	Replaces string `json:"replaces,omitempty"`
 }
 
 // Invitation is a token for one join.

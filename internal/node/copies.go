@@ -157,7 +157,13 @@ func (s mailStore) Commit(ctx context.Context, strict bool, ms ...smtpnode.Messa
 
 func (s mailStore) Refuse(strict bool) error { return s.n.shipper.Refuse(strict) }
 func (s mailStore) Room(size int64) error    { return s.n.journal.Room(size) }
-func (s mailStore) Err() error               { return s.n.journal.Err() }
+
+func (s mailStore) Err() error {
+	if why := s.n.gone(); why != "" {
+		return errors.New(why)
+	}
+	return s.n.journal.Err()
+}
 
 // holdings is what a site has, by mailbox.
 type holdings struct {

@@ -171,7 +171,7 @@ func (c *Config) member(id *identity, zone string) (raftstore.Node, error) {
 	if err != nil {
 		return raftstore.Node{}, operatorError(err, "")
 	}
-	n := raftstore.Node{Name: id.Name, ID: id.ID, Role: id.Role, Peer: addr, SealTo: id.node.Recipient()}
+	n := raftstore.Node{Name: id.Name, ID: id.serverID(), Role: id.Role, Peer: addr, SealTo: id.node.Recipient()}
 	if id.Role == raftstore.Site {
 		n.Host = c.host(zone)
 		if len(c.Public.IPv4)+len(c.Public.IPv6) == 0 && dns.IsSubDomain(dns.Fqdn(zone), dns.Fqdn(n.Host)) {
@@ -186,7 +186,7 @@ func (c *Config) member(id *identity, zone string) (raftstore.Node, error) {
 func (n *Node) announce(ctx context.Context) {
 	s := n.store.State()
 	have, ok := s.Nodes[n.id.Name]
-	if !ok || have.ID != n.id.ID || !n.store.Current() {
+	if !ok || have.ID != n.id.serverID() || !n.store.Current() {
 		return
 	}
 	want, err := n.cfg.member(n.id, s.Zone.Name)
@@ -336,6 +336,9 @@ func (n *Node) admit(ctx context.Context, r joinRequest) (joinAnswer, error) {
 	}
 	node := r.Node
 	node.Joined, node.Role = time.Now().UTC(), i.Role
+	if old, ok := s.Nodes[i.Replaces]; ok && node.Host == "" {
+		node.Host = old.Host
+	}
 	if node.Role == raftstore.Site {
 		node.Weight = 1
 		if node.Host == "" {
@@ -349,7 +352,7 @@ func (n *Node) admit(ctx context.Context, r joinRequest) (joinAnswer, error) {
 	if err != nil {
 		return joinAnswer{}, err
 	}
-	sealed, err := n.resealCA(s, node)
+	sealed, err := n.resealCA(s, node, i.Replaces)
 	if err != nil {
 		return joinAnswer{}, err
 	}
@@ -362,14 +365,15 @@ func (n *Node) admit(ctx context.Context, r joinRequest) (joinAnswer, error) {
 	return joinAnswer{cert, n.store.State()}, nil
 }
 
-// resealCA seals the CA's key to the sites and, if it is one, the new node.
-func (n *Node) resealCA(s *raftstore.State, added raftstore.Node) (raftstore.CA, error) {
+// resealCA seals the CA's key to the sites and, if it is one, the new node, but not to a
+// node that goes.
+func (n *Node) resealCA(s *raftstore.State, added raftstore.Node, goes string) (raftstore.CA, error) {
 	key, err := n.id.node.OpenSecret(s.CA.Key)
 	if err != nil {
 		return raftstore.CA{}, fmt.Errorf("cluster CA: %w", err)
 	}
 	out := s.CA
-	out.SealedTo = s.Sites()
+	out.SealedTo = slices.DeleteFunc(s.Sites(), func(name string) bool { return name == goes })
 	var to []string
 	for _, name := range out.SealedTo {
 		to = append(to, s.Nodes[name].SealTo)

@@ -19,7 +19,7 @@ func (e *OperatorError) Unwrap() error { return e.Err }
 
 // lostHint is for a node that lost what it must never lose. It cannot be started:
 // it would vote twice, or serve what is no longer true.
-const lostHint = "restore the whole state directory as it last was; a lost node cannot be replaced by a new one yet"
+const lostHint = "restore the whole state directory as it last was, or let a new machine take the place of this node: `msgw invite --replace NAME` at a running one"
 
 func operatorError(err error, hint string) error { return &OperatorError{Err: err, Hint: hint} }
 

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -33,6 +34,26 @@ type identity struct {
 
 	peer *ecdsa.PrivateKey
 	node seal.NodeKey
+	mu   sync.Mutex // guards ID, which a rejoin changes
+}
+
+func (id *identity) serverID() string {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.ID
+}
+
+// rename gives the node another server id, in its file too.
+func (id *identity) rename(dir, serverID string) error {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	old := id.ID
+	id.ID = serverID
+	err := id.save(dir)
+	if err != nil {
+		id.ID = old
+	}
+	return err
 }
 
 const (

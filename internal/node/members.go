@@ -26,6 +26,7 @@ type members struct {
 
 	mu    sync.Mutex
 	state func() *raftstore.State
+	epoch func() raftstore.Epoch
 	root  *x509.Certificate
 	cert  *tls.Certificate
 }
@@ -35,7 +36,7 @@ func openMembers(n *Node) (*members, error) {
 	if err != nil {
 		return nil, operatorError(err, lostHint)
 	}
-	m := &members{n: n, state: func() *raftstore.State { return s }}
+	m := &members{n: n, state: func() *raftstore.State { return s }, epoch: func() raftstore.Epoch { return s.Epoch }}
 	if m.root, err = ca.ParseCertificate(s.CA.Certificate); err != nil {
 		return nil, fmt.Errorf("cluster CA: %w", err)
 	}
@@ -53,7 +54,7 @@ func openMembers(n *Node) (*members, error) {
 func (m *members) follow(store *raftstore.Store) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.state = store.State
+	m.state, m.epoch = store.State, store.Epoch
 }
 
 func (m *members) current() *raftstore.State {
@@ -63,7 +64,13 @@ func (m *members) current() *raftstore.State {
 }
 
 func (m *members) Root() *x509.Certificate { return m.root }
-func (m *members) Epoch() string           { return m.current().Epoch.String() }
+
+// Epoch is that of the store: ahead of the configuration's while a recovery is under way.
+func (m *members) Epoch() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.epoch().String()
+}
 
 func (m *members) Certificate() *tls.Certificate {
 	m.mu.Lock()
@@ -76,11 +83,11 @@ func (m *members) Member(id string) bool {
 	return ok
 }
 
-func (m *members) Resolve(id string) (string, error) {
+func (m *members) Resolve(id string) (name, addr string, err error) {
 	if node, ok := m.current().NodeByID(id); ok {
-		return node.Peer, nil
+		return node.Name, node.Peer, nil
 	}
-	return "", fmt.Errorf("no member has the server id %s", id)
+	return "", "", fmt.Errorf("no member has the server id %s", id)
 }
 
 // renew replaces the peer certificate in good time. A site issues it itself; a
@@ -114,7 +121,7 @@ func (m *members) issue(s *raftstore.State) error {
 	if err != nil {
 		return err
 	}
-	pem, err := a.IssuePeer(ca.Identity{Cluster: id.Cluster, Node: id.Name, ID: id.ID}, id.peer.Public(), time.Now())
+	pem, err := a.IssuePeer(ca.Identity{Cluster: id.Cluster, Node: id.Name, ID: id.serverID()}, id.peer.Public(), time.Now())
 	if err != nil {
 		return err
 	}
@@ -154,14 +161,12 @@ type raftStream struct {
 	members *members
 }
 
-// Dial connects to the member with a peer address.
-func (r *raftStream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+// DialContext connects to the member with a peer address.
+func (r *raftStream) DialContext(ctx context.Context, addr raft.ServerAddress) (net.Conn, error) {
 	nodes := r.members.current().SortedNodes()
 	i := slices.IndexFunc(nodes, func(n raftstore.Node) bool { return n.Peer == string(addr) })
 	if i < 0 {
 		return nil, fmt.Errorf("no member has the peer address %s", addr)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
 	return r.dialer.Dial(ctx, peer.Raft, nodes[i].ID)
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,8 +52,12 @@ type Node struct {
 	certs   *certs.Manager   // nil at a witness
 	health  *health.Monitor  // verdicts
 	drain   *drain           // this node's own wish
+	lineage *lineage         // where its configuration stands among the others'
 	zone    *zone            // what the DNS answers; nil at a witness
 	drops   *maildrops       // open maildrops
+
+	rejoining sync.Mutex   // held while this node changes its lineage
+	leaving   atomic.Int64 // until when this node takes no mail, in nanoseconds since 1970
 }
 
 // Run runs the node that cfg describes until ctx ends. It returns *OperatorError
@@ -101,7 +106,7 @@ func (n *Node) run(ctx context.Context) (err error) {
 	}
 	peers := peer.NewServer(n.members, peerAddr, n.log)
 	stream := &raftStream{Listener: peers.Listener(peer.Raft), dialer: n.dialer, members: n.members}
-	n.store, err = raftstore.Open(raftstore.Options{Dir: n.cfg.State, Name: n.id.Name, ID: n.id.ID, Witness: n.witness,
+	n.store, err = raftstore.Open(raftstore.Options{Dir: n.cfg.State, Name: n.id.Name, ID: n.id.serverID(), Witness: n.witness,
 		Stream: stream, Peers: peerCalls{n}, Log: n.log})
 	if errors.Is(err, raftstore.ErrNoState) {
 		return operatorError(err, lostHint)
@@ -113,6 +118,9 @@ func (n *Node) run(ctx context.Context) (err error) {
 	n.members.follow(n.store)
 	if n.drain, err = openDrain(n.cfg.State); err != nil {
 		return err
+	}
+	if n.lineage, err = openLineage(n.cfg.State); err != nil {
+		return n.unreadable(err)
 	}
 	n.deriver = seal.NewDeriver(256 << 10)
 
@@ -149,6 +157,9 @@ func (n *Node) run(ctx context.Context) (err error) {
 	run := func(name string, f func(context.Context) error) { tasks.run(ctx, cancel, name, f) }
 	run("peer port", func(ctx context.Context) error { return peers.Serve(ctx, listeners.peer) })
 	n.servePeers(run, peers)
+	run("lineage", func(ctx context.Context) error {
+		return n.keepLineage(ctx, func() { n.dialer.Prune(); peers.Prune() })
+	})
 	run("health", func(ctx context.Context) error { n.health.Run(ctx); return nil })
 	run("upkeep", n.upkeep)
 	if !n.witness {

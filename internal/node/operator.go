@@ -116,15 +116,15 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 	if !st.Quorum {
 		trouble("no quorum: the configuration cannot be changed; mail, DNS and hand-over go on")
 	}
-	if own.Reason != "" {
+	out.Trouble = append(out.Trouble, n.lineageTrouble(st)...)
+	if own.Reason != "" && n.lineage.formerly() == "" {
 		trouble("this node accepts no mail: %s", own.Reason)
 	}
 	for _, p := range out.Peers {
 		switch {
+		case !p.Reachable && n.lineage.formerly() != "":
 		case !p.Reachable:
 			trouble("%s is not reachable: %s", p.Name, p.Error)
-		case p.Epoch != s.Epoch.Number || p.EpochID != s.Epoch.ID:
-			trouble("%s is of epoch %d-%s, this node of %s", p.Name, p.Epoch, p.EpochID, s.Epoch)
 		case p.Role == string(raftstore.Site) && !p.Accepting:
 			trouble("%s accepts no mail: %s", p.Name, p.Reason)
 		}
@@ -265,22 +265,37 @@ const maxInviteLife = 7 * 24 * time.Hour
 // Invite makes a token for one join.
 func (n operator) Invite(ctx context.Context, r admin.Invite) (admin.Invitation, error) {
 	role := raftstore.Role(r.Role)
+	s := n.store.State()
+	old, ok := s.Nodes[r.Replaces]
+	if ok {
+		role = old.Role
+	}
 	switch {
+	case r.Replaces != "" && !ok:
+		return admin.Invitation{}, admin.Errorf(http.StatusNotFound, "`msgw node list` shows them", "no node is named %s", r.Replaces)
+	case r.Replaces == n.id.Name:
+		return admin.Invitation{}, admin.Errorf(http.StatusConflict, "ask another node", "this node is %s, and it lives", r.Replaces)
 	case role != raftstore.Site && role != raftstore.Witness:
 		return admin.Invitation{}, admin.Errorf(http.StatusBadRequest, "", "role %q: expected site or witness", r.Role)
 	case r.Life <= 0 || r.Life > maxInviteLife:
 		return admin.Invitation{}, admin.Errorf(http.StatusBadRequest, "", "life %v: expected more than 0 and at most %v", r.Life, maxInviteLife)
 	}
-	s := n.store.State()
+	if r.Replaces != "" {
+		if _, err := n.ask(ctx, r.Replaces); err == nil {
+			return admin.Invitation{}, admin.Errorf(http.StatusConflict, "stop it first if a new machine is to take its place", "%s lives: it answers on its peer port", r.Replaces)
+		}
+	}
 	t := token{Invite: randomHex(8), Secret: randomHex(16), CA: fingerprint(n.members), Role: role}
 	for _, name := range s.Sites() {
-		t.Peers = append(t.Peers, s.Nodes[name].Peer)
+		if name != r.Replaces {
+			t.Peers = append(t.Peers, s.Nodes[name].Peer)
+		}
 	}
 	expires := time.Now().Add(r.Life).UTC()
-	if _, err := n.change(ctx, raftstore.AddInvite{Invite: raftstore.Invite{ID: t.Invite, Secret: secretHash(t.Secret), Role: role, Expires: expires}}); err != nil {
+	if _, err := n.change(ctx, raftstore.AddInvite{Invite: raftstore.Invite{ID: t.Invite, Secret: secretHash(t.Secret), Role: role, Expires: expires, Replaces: r.Replaces, ReplacesID: old.ID}}); err != nil {
 		return admin.Invitation{}, err
 	}
-	return admin.Invitation{Token: t.String(), Role: r.Role, Expires: expires}, nil
+	return admin.Invitation{Token: t.String(), Role: string(role), Expires: expires}, nil
 }
 
 // purgeRetired forgets deleted mailboxes of which no site holds anything any more.

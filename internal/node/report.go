@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
@@ -28,11 +29,18 @@ type report struct {
 	Waiting  admin.Waiting      `json:"waiting"`
 	Copies   *admin.Copies      `json:"copies,omitempty"`
 	Damaged  int                `json:"damaged"` // places in its journals that cannot be read
+	// Lineage is how its epoch came about, Renounced why it does not vote.
+	Lineage   []raftstore.EpochStart `json:"lineage,omitempty"`
+	Renounced string                 `json:"renounced,omitempty"`
 }
 
 func (n *Node) report() report {
 	reason := n.refusal()
-	r := report{Node: n.id.Name, Epoch: n.store.State().Epoch, Position: n.store.Position()}
+	s := n.store.State()
+	r := report{Node: n.id.Name, Epoch: s.Epoch, Position: n.store.Position(), Lineage: s.Lineage}
+	if ren := n.store.Renounced(); ren != nil {
+		r.Renounced = ren.Why
+	}
 	r.Report = health.Report{Accepting: reason == "", Reason: reason, Drained: n.drain.get(), Views: n.health.Views()}
 	if !n.witness {
 		h := n.holdings()
@@ -46,6 +54,9 @@ func (n *Node) report() report {
 func (n *Node) refusal() string {
 	if n.witness {
 		return "" // it never does, and nobody asks it to
+	}
+	if why := n.gone(); why != "" {
+		return why
 	}
 	if err := n.journal.Err(); err != nil {
 		return err.Error()
@@ -130,8 +141,13 @@ func (n *Node) ask(ctx context.Context, name string) (report, error) {
 	}
 	id := n.store.State().Nodes[name].ID
 	if err := n.peers.Call(ctx, peer.Status, id, "/report", struct{}{}, &r); err != nil {
+		var ref *peer.Refusal
+		if errors.As(err, &ref) && ref.Code == formerStatus {
+			n.becomeFormer(ref.Text)
+		}
 		return r, err
 	}
+	n.lineage.note(name, r)
 	if r.Epoch == n.store.State().Epoch {
 		n.store.Compare(name, r.Position)
 	}

@@ -33,10 +33,19 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 	handle(rpc, "/confirm", func(context.Context, struct{}) (uint64, error) { return n.store.Confirm() })
 	handle(rpc, "/holdings", func(context.Context, struct{}) (holdings, error) { return n.holdings(), nil })
 	handle(rpc, "/drain", func(_ context.Context, drained bool) (struct{}, error) { return struct{}{}, n.setOwnDrain(drained) })
+	handle(rpc, "/leave", func(context.Context, struct{}) (struct{}, error) { n.leave(); return struct{}{}, nil })
 	rpc.HandleFunc("POST /sign", n.signWitness)
 
 	status := http.NewServeMux()
-	handle(status, "/report", func(context.Context, struct{}) (report, error) { return n.report(), nil })
+	handle(status, "/report", func(ctx context.Context, _ struct{}) (report, error) {
+		_, err := n.asker(ctx)
+		return n.report(), err
+	})
+	handle(status, "/configuration", func(ctx context.Context, _ struct{}) (*raftstore.State, error) {
+		_, err := n.asker(ctx)
+		return n.store.State(), err
+	})
+	handle(status, "/rejoin", n.readmit)
 
 	join := http.NewServeMux()
 	if !n.witness { // it cannot issue
@@ -82,7 +91,10 @@ func handleUpTo[In, Out any](limit int64, mux *http.ServeMux, path string, f fun
 		}
 		out, err := f(r.Context(), in)
 		var rej *raftstore.Rejection
+		var gone *formerError
 		switch {
+		case errors.As(err, &gone):
+			http.Error(w, gone.text, formerStatus)
 		case err == nil:
 			w.Header().Set("Content-Type", "application/json")
 			json.NewEncoder(w).Encode(out)

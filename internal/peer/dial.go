@@ -19,16 +19,21 @@ import (
 
 // Dialer connects to members.
 type Dialer struct {
-	m   Membership
-	now func() time.Time
+	m    Membership
+	now  func() time.Time
+	live live
 }
 
 // NewDialer returns a dialer for the node that m describes.
-func NewDialer(m Membership) *Dialer { return &Dialer{m, time.Now} }
+func NewDialer(m Membership) *Dialer { return &Dialer{m: m, now: time.Now} }
+
+// Prune ends the connections of an epoch that is over and to who is no member any more.
+// It is called when the membership has changed.
+func (d *Dialer) Prune() { d.live.prune(d.m) }
 
 // Dial connects to the member with a server id.
 func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, error) {
-	addr, err := d.m.Resolve(id)
+	name, addr, err := d.m.Resolve(id)
 	if err != nil {
 		return nil, err
 	}
@@ -44,6 +49,14 @@ func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, err
 			if st.NegotiatedProtocol == "" {
 				return errors.New("no protocol agreed")
 			}
+			if p == Status {
+				// It may have another server id by now, and so may this node.
+				got, err := ca.VerifyPeer(d.m.Root(), st.PeerCertificates, d.now())
+				if err == nil && got.Node != name {
+					err = fmt.Errorf("%s answered where %s was expected", got.Node, name)
+				}
+				return err
+			}
 			got, err := verify(d.m, st.PeerCertificates, d.now())
 			if err == nil && got.ID != id {
 				err = fmt.Errorf("%s answered where %s was expected", got.ID, id)
@@ -53,7 +66,18 @@ func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, err
 	}}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
-	return td.DialContext(ctx, "tcp", addr)
+	alpn := td.Config.NextProtos[0]
+	c, err := td.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	x := &conn{Conn: c.(*tls.Conn), alpn: alpn, id: id, live: &d.live, done: make(chan struct{})}
+	d.live.add(x)
+	if alpn != p.alpn(d.m.Epoch()) { // it ended meanwhile
+		x.Close()
+		return nil, fmt.Errorf("epoch %s is over", alpn)
+	}
+	return x, nil
 }
 
 // JoinClient returns an HTTP client that talks to the node at addr on behalf of one

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,8 +32,10 @@ var (
 	Raft   = Protocol{"msgw-raft/1", true}
 	RPC    = Protocol{"msgw-rpc/1", true}
 	Copies = Protocol{"msgw-copies/1", true}
-	Status = Protocol{"msgw-status/1", false} // an old node learns here that there is a new epoch
-	Join   = Protocol{"msgw-join/1", false}   // no client certificate: an invitation is shown instead
+	// Status is open to former members too: a node that was away learns here what
+	// became of it. Who asks is in the connection.
+	Status = Protocol{"msgw-status/1", false}
+	Join   = Protocol{"msgw-join/1", false} // no client certificate: an invitation is shown instead
 )
 
 func (p Protocol) alpn(epoch string) string {
@@ -44,11 +47,12 @@ func (p Protocol) alpn(epoch string) string {
 
 // Membership is what a node knows of its cluster. It may change at any time.
 type Membership interface {
-	Root() *x509.Certificate           // of the cluster's CA
-	Epoch() string                     // of this node
-	Certificate() *tls.Certificate     // this node's peer certificate
-	Member(id string) bool             // whether a server id belongs to the cluster
-	Resolve(id string) (string, error) // the peer address of a member
+	Root() *x509.Certificate       // of the cluster's CA
+	Epoch() string                 // of this node
+	Certificate() *tls.Certificate // this node's peer certificate
+	Member(id string) bool         // whether a server id belongs to the cluster
+	// Resolve returns the name and the peer address of a member.
+	Resolve(id string) (name, addr string, err error)
 }
 
 const (
@@ -67,6 +71,7 @@ type Server struct {
 	// joinTime is how long a connection of a node that joins may last.
 	joinTime time.Duration
 	joining  chan struct{} // as many as there are such connections
+	live     live
 
 	mu     sync.Mutex
 	queues map[string]*queue // by protocol name
@@ -115,14 +120,18 @@ func (s *Server) Handle(ctx context.Context, c net.Conn) {
 		return
 	}
 	alpn := tc.ConnectionState().NegotiatedProtocol
-	s.mu.Lock()
-	var q *queue
-	for _, p := range []Protocol{Raft, RPC, Copies, Status, Join} {
-		if p.alpn(s.m.Epoch()) == alpn {
-			q = s.queues[p.name]
+	done := make(chan struct{})
+	x := &conn{Conn: tc, alpn: alpn, done: done, live: &s.live}
+	if chain := tc.ConnectionState().PeerCertificates; len(chain) > 0 {
+		id, err := ca.IdentityOf(chain[0])
+		if err != nil {
+			return
 		}
+		x.id = id.ID
+		s.live.add(x)
+		defer s.live.drop(x)
 	}
-	s.mu.Unlock()
+	q := s.queue(alpn) // it may be of an epoch that has just ended
 	if q == nil {
 		return
 	}
@@ -138,9 +147,8 @@ func (s *Server) Handle(ctx context.Context, c net.Conn) {
 		ctx, cancel = context.WithTimeout(ctx, s.joinTime)
 		defer cancel()
 	}
-	done := make(chan struct{})
 	select {
-	case q.conns <- &conn{Conn: tc, done: done}:
+	case q.conns <- x:
 	case <-q.closed:
 		return
 	case <-ctx.Done():
@@ -149,6 +157,60 @@ func (s *Server) Handle(ctx context.Context, c net.Conn) {
 	select {
 	case <-done:
 	case <-ctx.Done():
+	}
+}
+
+// queue returns the queue of the protocol that is named so in this epoch, or nil.
+func (s *Server) queue(alpn string) *queue {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range []Protocol{Raft, RPC, Copies, Status, Join} {
+		if p.alpn(s.m.Epoch()) == alpn {
+			return s.queues[p.name]
+		}
+	}
+	return nil
+}
+
+// Prune ends the connections of an epoch that is over and of who is no member any more.
+// It is called when the membership has changed.
+func (s *Server) Prune() { s.live.prune(s.m) }
+
+// live are the connections of members.
+type live struct {
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+}
+
+func (l *live) add(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conns == nil {
+		l.conns = map[*conn]struct{}{}
+	}
+	l.conns[c] = struct{}{}
+}
+
+func (l *live) drop(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.conns, c)
+}
+
+func (l *live) prune(m Membership) {
+	epoch := m.Epoch()
+	var over []*conn
+	l.mu.Lock()
+	for c := range l.conns {
+		for _, p := range []Protocol{Raft, RPC, Copies} {
+			if strings.HasPrefix(c.alpn, p.name+"/") && (c.alpn != p.alpn(epoch) || !m.Member(c.id)) {
+				over = append(over, c)
+			}
+		}
+	}
+	l.mu.Unlock()
+	for _, c := range over {
+		c.Close()
 	}
 }
 
@@ -176,6 +238,10 @@ func (s *Server) config(h *tls.ClientHelloInfo) (*tls.Config, error) {
 			if st.NegotiatedProtocol == "" {
 				return errors.New("no protocol agreed")
 			}
+			if st.NegotiatedProtocol == Status.alpn("") {
+				_, err := ca.VerifyPeer(s.m.Root(), st.PeerCertificates, s.now())
+				return err
+			}
 			_, err := verify(s.m, st.PeerCertificates, s.now())
 			return err
 		}
@@ -198,12 +264,18 @@ func verify(m Membership, chain []*x509.Certificate, now time.Time) (ca.Identity
 // conn tells Handle when the protocol is done with it.
 type conn struct {
 	*tls.Conn
+	alpn string
+	id   string // server id of the other end
+	live *live
 	once sync.Once
 	done chan struct{}
 }
 
 func (c *conn) Close() error {
-	defer c.once.Do(func() { close(c.done) })
+	defer c.once.Do(func() {
+		c.live.drop(c)
+		close(c.done)
+	})
 	return c.Conn.Close()
 }
 

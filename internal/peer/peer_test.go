@@ -42,10 +42,10 @@ func newCluster(t *testing.T) *cluster {
 
 // node is a Membership.
 type node struct {
-	root  *x509.Certificate
-	cert  tls.Certificate
-	epoch string
+	root *x509.Certificate
+	cert tls.Certificate
 
+	epoch   string
 	mu      sync.Mutex
 	members map[string]string
 }
@@ -59,10 +59,10 @@ func (n *node) Member(id string) bool {
 	_, ok := n.members[id]
 	return ok
 }
-func (n *node) Resolve(id string) (string, error) {
+func (n *node) Resolve(id string) (name, addr string, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.members[id], nil
+	return id, n.members[id], nil
 }
 
 func (c *cluster) node(t *testing.T, id string) *node {

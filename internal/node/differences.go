@@ -1,0 +1,146 @@
+package node
+
+import (
+	"fmt"
+	"slices"
+
+	"msgw/internal/seal"
+	"msgw/raftstore"
+)
+
+// before returns the configuration that this node had when its epoch began, which it
+// kept aside then; nil if there is none.
+func (n *Node) before(s *raftstore.State) *raftstore.State {
+	base, err := raftstore.LoadArchived(n.cfg.State, s.Epoch)
+	if err != nil {
+		n.log.Info("what this node has changed is not told from what the others have: its configuration of before is not at hand", "err", err)
+		return nil
+	}
+	return base
+}
+
+// differences lists what own has that theirs has not, as an operator would change it.
+// base is what both come from: what only theirs has changed is left out. Without it
+// every difference is listed.
+func differences(own, theirs, base *raftstore.State) (list []string) {
+	d := differ{own: own, theirs: theirs, base: base}
+	d.mailboxes()
+	d.nodes()
+	if own.ACME != theirs.ACME && (base == nil || own.ACME != base.ACME) {
+		directory := own.ACME.Directory
+		if directory == "" {
+			directory = "none"
+		}
+		d.say("ACME directory %s: `msgw acme`", directory)
+	}
+	if own.Copies != theirs.Copies && (base == nil || own.Copies != base.Copies) {
+		d.say("settings of the copies %+v: `msgw copies`", own.Copies)
+	}
+	if own.Zone != theirs.Zone && (base == nil || own.Zone != base.Zone) {
+		d.say("zone settings %+v", own.Zone)
+	}
+	return d.list
+}
+
+type differ struct {
+	own, theirs, base *raftstore.State
+	list              []string
+}
+
+func (d *differ) say(format string, args ...any) {
+	d.list = append(d.list, fmt.Sprintf(format, args...))
+}
+
+func (d *differ) mailboxes() {
+	var ids []string
+	for id := range d.own.Mailboxes {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		own := d.own.Mailboxes[id]
+		theirs, there := d.theirs.Mailboxes[id]
+		var base raftstore.Mailbox
+		known := false
+		if d.base != nil {
+			base, known = d.base.Mailboxes[id]
+		}
+		if !there {
+			if known {
+				d.say("mailbox %s was forgotten there; it is taken along, keys and all", id)
+			} else {
+				d.say("mailbox %s was created; it is taken along, keys and all", id)
+			}
+			continue
+		}
+		ours := func(differs, changed bool) bool { return differs && (!known || changed) }
+		if ours(own.Status != theirs.Status, own.Status != base.Status) {
+			d.say("mailbox %s is %s here and %s there: %s", id, own.Status, theirs.Status, statusCommand(id, own.Status))
+		}
+		if ours(own.Policy != theirs.Policy, own.Policy != base.Policy) {
+			d.say("mailbox %s: `msgw mailbox policy %s %s`", id, id, orDefaultPolicy(own.Policy))
+		}
+		if ours(!sameKeys(own.Keys, theirs.Keys), !sameKeys(own.Keys, base.Keys)) {
+			d.say("mailbox %s: its password was changed; that of the other site is the one from now on, and its keys of here are kept to read what they sealed: `msgw mailbox passwd %s`", id, id)
+		}
+	}
+	if d.base == nil {
+		return
+	}
+	var gone []string
+	for id := range d.base.Mailboxes {
+		_, here := d.own.Mailboxes[id]
+		if _, there := d.theirs.Mailboxes[id]; !here && there {
+			gone = append(gone, id)
+		}
+	}
+	slices.Sort(gone)
+	for _, id := range gone {
+		d.say("mailbox %s was forgotten: it is there again", id)
+	}
+}
+
+// sameKeys compares what the keys are and how they are wrapped.
+func sameKeys(a, b []seal.Key) bool {
+	return slices.EqualFunc(a, b, func(x, y seal.Key) bool {
+		return x.ID == y.ID && x.State == y.State && string(x.Wrap.Ciphertext) == string(y.Wrap.Ciphertext)
+	})
+}
+
+func statusCommand(id string, s raftstore.MailboxStatus) string {
+	verb := map[raftstore.MailboxStatus]string{raftstore.Active: "activate", raftstore.Suspended: "suspend", raftstore.Retired: "delete"}[s]
+	return fmt.Sprintf("`msgw mailbox %s %s`", verb, id)
+}
+
+func orDefaultPolicy(p raftstore.Policy) string {
+	if p == "" {
+		return "default"
+	}
+	return string(p)
+}
+
+func (d *differ) nodes() {
+	for _, own := range d.own.SortedNodes() {
+		theirs, there := d.theirs.Nodes[own.Name]
+		var base raftstore.Node
+		known := false
+		if d.base != nil {
+			base, known = d.base.Nodes[own.Name]
+		}
+		switch {
+		case !there && !known:
+			d.say("node %s had joined: it has to join again", own.Name)
+		case there && own.Weight != theirs.Weight && (!known || own.Weight != base.Weight):
+			d.say("`msgw node weight %s %d`", own.Name, own.Weight)
+		}
+	}
+	if d.base == nil {
+		return
+	}
+	for _, b := range d.base.SortedNodes() {
+		_, here := d.own.Nodes[b.Name]
+		if _, there := d.theirs.Nodes[b.Name]; !here && there {
+			d.say("node %s was removed: `msgw node remove %s`", b.Name, b.Name)
+		}
+	}
+}
