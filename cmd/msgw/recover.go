@@ -46,6 +46,8 @@ A node that answers is not given up. If it lives and the line to it is cut for l
 		fmt.Fprintf(out, "this node goes on alone in epoch %d-%s; changes are possible again\n", r.Epoch, r.EpochID)
 		if r.Missing > 0 {
 			fmt.Fprintf(out, "at least %d changes that were made elsewhere are missing here\n", r.Missing)
+		} else if r.MayMiss {
+			fmt.Fprintln(out, "changes that the others made without this node are missing here")
 		}
 		fmt.Fprintln(out, "next: `msgw invite --replace NODE` for a new machine, or wait until the old one is back and rejoins")
 		return nil

@@ -61,6 +61,8 @@ type Recovered struct {
 	Epoch   uint64 `json:"epoch"`
 	EpochID string `json:"epoch_id"`
 	Missing uint64 `json:"missing"` // as in Evidence
+	// MayMiss says that the others could make changes without this node.
+	MayMiss bool `json:"may_miss"`
 }
 
 // Yielded is the proof that a node votes no more.

@@ -17,9 +17,12 @@ import (
 
 	"github.com/miekg/dns"
 
+	"msgw/internal/admin"
 	"msgw/internal/lab/archive"
 	"msgw/internal/lab/report"
 	"msgw/internal/lab/sender"
+	"msgw/internal/node"
+	"msgw/internal/shadow"
 )
 
 // demoTime bounds the whole story.
@@ -137,9 +140,61 @@ func (l *Lab) Demo(ctx context.Context, messages int) (bool, error) {
 	}
 	l.say("an operator says `msgw node adopt %s`: %d messages of site 1 are handed over at site 2, from their copies", one.Name, copies.Held)
 	err = l.await(ctx, "the archive", func(ctx context.Context) string { return l.unfetched(ctx, led) })
+	if err == nil {
+		err = l.replace(ctx, one, two)
+	}
 	stopArchive()
 	archives.Wait()
 	return l.verdict(led, messages) && err == nil, err
+}
+
+// replace makes the configuration changeable again at the survivor, puts a new machine in
+// the place of the lost site, and waits until both sites keep copies for each other.
+func (l *Lab) replace(ctx context.Context, lost, survivor NodeRow) error {
+	began := time.Now()
+	s, err := l.Admin(survivor.Name).Status(ctx)
+	if err != nil {
+		return err
+	}
+	if !s.Quorum { // a witness would have kept it
+		r, err := l.Admin(survivor.Name).Recover(ctx, admin.Recover{Names: []string{lost.Name}})
+		if err != nil {
+			return err
+		}
+		l.say("`msgw recover %s`: %s goes on alone in epoch %d, and the configuration can be changed again", lost.Name, survivor.Name, r.Epoch)
+	}
+	inv, err := l.Admin(survivor.Name).Invite(ctx, admin.Invite{Replaces: lost.Name, Life: 10 * time.Minute})
+	if err != nil {
+		return err
+	}
+	cfg, err := l.config(lost)
+	if err == nil {
+		err = node.Join(ctx, cfg, inv.Token)
+	}
+	if err == nil {
+		err = l.StartNode(lost.Name)
+	}
+	if err != nil {
+		return err
+	}
+	if err := l.await(ctx, "the replacement", func(ctx context.Context) string {
+		for _, n := range []NodeRow{lost, survivor} {
+			s, err := l.Admin(n.Name).Status(ctx)
+			switch {
+			case err != nil:
+				return err.Error()
+			case !s.Quorum || len(s.Voters) < len(l.file.Nodes):
+				return n.Name + ": not all nodes vote"
+			case s.Copies.State != string(shadow.Sync):
+				return n.Name + " is in " + s.Copies.State
+			}
+		}
+		return ""
+	}); err != nil {
+		return err
+	}
+	l.say("`msgw invite --replace %s`, then `msgw join TOKEN` on a new machine: after %.0f s both sites vote and are in SYNC", lost.Name, time.Since(began).Seconds())
+	return nil
 }
 
 func (l *Lab) trust() (*x509.CertPool, error) {

@@ -34,6 +34,7 @@ type lineage struct {
 type seenLine struct {
 	line      raftstore.Line
 	renounced bool
+	you       string // the server id that it knows this node by
 	at        time.Time
 }
 
@@ -61,7 +62,7 @@ func openLineage(dir string) (*lineage, error) {
 func (l *lineage) note(name string, r report) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lines[name] = seenLine{raftstore.Line{Epoch: r.Epoch, Index: r.Position.Index, Hash: r.Position.Hash, Lineage: r.Lineage}, r.Renounced != "", time.Now()}
+	l.lines[name] = seenLine{raftstore.Line{Epoch: r.Epoch, Index: r.Position.Index, Hash: r.Position.Hash, Lineage: r.Lineage}, r.Renounced != "", r.You, time.Now()}
 }
 
 // seen returns what a node has said lately.
@@ -146,6 +147,10 @@ func (n *Node) newer() (name, why string) {
 			if ren != nil {
 				return site, ren.Why
 			}
+			// What it knows is no older than what is known here.
+			if seen.line.Index >= line.Index && seen.you != "" && seen.you != n.id.serverID() {
+				return site, fmt.Sprintf("%v: to before it rejoined as %s", raftstore.ErrSetBack, seen.you)
+			}
 		}
 	}
 	return "", ""
@@ -178,7 +183,10 @@ func (n *Node) rejoin(ctx context.Context, name, why string) error {
 		return fmt.Errorf("%s belongs to another appliance", name)
 	}
 	own := n.store.State()
-	list := differences(own, theirs, n.before(own))
+	var list []string
+	if own.Line().Relate(theirs.Line()) == raftstore.Fork { // else nothing of it is given up
+		list = differences(own, theirs, n.before(own))
+	}
 	ren, err := n.store.Renounce(why)
 	if err != nil {
 		return err
@@ -261,8 +269,8 @@ func (n *Node) asker(ctx context.Context) (ca.Identity, error) {
 		return id, nil
 	}
 	f, known := s.FormerID(id.ID)
-	switch node, named := s.Nodes[id.Node]; {
-	case known && f.Why == "rejoined" && named, named && node.ID == n.id.serverID():
+	switch _, named := s.Nodes[id.Node]; {
+	case known && f.Why == "rejoined" && named:
 		return id, nil // it was set back to before it rejoined
 	case known:
 		return id, &formerError{fmt.Sprintf("%s was %s at %s", id.Node, f.Why, f.At.Local().Format(time.DateTime))}

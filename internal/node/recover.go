@@ -145,7 +145,7 @@ func (n operator) Recover(ctx context.Context, r admin.Recover) (admin.Recovered
 		return admin.Recovered{}, err
 	}
 	if e.Quorum {
-		return admin.Recovered{}, admin.Errorf(http.StatusConflict, "nothing is to be recovered; a lost node is replaced with `msgw invite --replace NAME`", "there is a quorum: changes can be made")
+		return admin.Recovered{}, admin.Errorf(http.StatusConflict, "nothing is to be recovered; a lost node is replaced with `msgw invite --replace NAME`. If the other node was lost only now, try again in some seconds", "there is a quorum: changes can be made")
 	}
 	for _, name := range r.Names {
 		if !slices.ContainsFunc(e.Others, func(o admin.Other) bool { return o.Name == name }) {
@@ -172,7 +172,7 @@ func (n operator) Recover(ctx context.Context, r admin.Recover) (admin.Recovered
 		return admin.Recovered{}, err
 	}
 	s := n.store.State()
-	return admin.Recovered{Epoch: s.Epoch.Number, EpochID: s.Epoch.ID, Missing: e.Missing}, nil
+	return admin.Recovered{Epoch: s.Epoch.Number, EpochID: s.Epoch.ID, Missing: e.Missing, MayMiss: len(names) > 1}, nil
 }
 
 // yield is the statement of a node that it votes no more, signed with its peer key.
@@ -309,7 +309,10 @@ func (n operator) Rejoin(ctx context.Context, name string) (admin.Rejoined, erro
 	if err != nil {
 		return admin.Rejoined{}, err
 	}
-	lost := differences(s, theirs, n.before(s))
+	var lost []string
+	if s.Line().Relate(theirs.Line()) == raftstore.Fork {
+		lost = differences(s, theirs, n.before(s))
+	}
 	if err := n.rejoin(ctx, name, "an operator chose the configuration of "+name); err != nil {
 		return admin.Rejoined{}, err
 	}

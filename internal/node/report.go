@@ -32,6 +32,7 @@ type report struct {
 	// Lineage is how its epoch came about, Renounced why it does not vote.
 	Lineage   []raftstore.EpochStart `json:"lineage,omitempty"`
 	Renounced string                 `json:"renounced,omitempty"`
+	You       string                 `json:"you,omitempty"` // server id of who asked, as it is known here
 }
 
 func (n *Node) report() report {

@@ -38,8 +38,10 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 
 	status := http.NewServeMux()
 	handle(status, "/report", func(ctx context.Context, _ struct{}) (report, error) {
-		_, err := n.asker(ctx)
-		return n.report(), err
+		id, err := n.asker(ctx)
+		r := n.report()
+		r.You = n.store.State().Nodes[id.Node].ID
+		return r, err
 	})
 	handle(status, "/configuration", func(ctx context.Context, _ struct{}) (*raftstore.State, error) {
 		_, err := n.asker(ctx)
