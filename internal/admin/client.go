@@ -137,9 +137,8 @@ func (c *Client) SetWeight(ctx context.Context, node string, weight uint32) (Cha
 	return ask[Change](ctx, c, "POST", nodePath(node, "/weight"), weight)
 }
 
-func (c *Client) SetDrain(ctx context.Context, node string, drained bool) error {
-	_, err := ask[struct{}](ctx, c, "POST", nodePath(node, "/drain"), drained)
-	return err
+func (c *Client) SetDrain(ctx context.Context, node string, d SetDrain) (Drain, error) {
+	return ask[Drain](ctx, c, "POST", nodePath(node, "/drain"), d)
 }
 
 func (c *Client) SetACME(ctx context.Context, a ACME) (Change, error) {

@@ -288,6 +288,7 @@ func (n *Node) upkeep(ctx context.Context) error {
 	for {
 		n.members.renew(ctx)
 		n.announce(ctx)
+		n.expireDrain()
 		n.purgeRetired(ctx)
 		select {
 		case <-t.C:

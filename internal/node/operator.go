@@ -104,7 +104,7 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 	s, st, own := n.store.State(), n.store.Status(), n.report()
 	out := admin.Status{Node: n.id.Name, Role: string(n.id.Role), Version: n.version, Cluster: n.id.Cluster, Zone: s.Zone.Name,
 		Epoch: s.Epoch.Number, EpochID: s.Epoch.ID, Revision: s.Revision, Applied: st.Applied, Leader: st.Leader, Quorum: st.Quorum,
-		Voters: st.Voters, Accepting: own.Accepting && !n.witness, Reason: own.Reason, Drained: own.Drained, Waiting: own.Waiting,
+		Voters: st.Voters, Accepting: own.Accepting && !n.witness, Reason: own.Reason, Drained: own.Drained, Drain: own.Drain, Waiting: own.Waiting,
 		Copies: own.Copies, Peers: n.askPeers(ctx, s), Certs: n.certificates(), MX: []admin.MX{}, Trouble: []string{}}
 	if n.zone != nil {
 		out.MX = n.zone.snap.Load().mx()
@@ -172,7 +172,7 @@ func (n *Node) askPeers(ctx context.Context, s *raftstore.State) []admin.Peer {
 				return
 			}
 			p.Reachable, p.Epoch, p.EpochID, p.Applied = true, r.Epoch.Number, r.Epoch.ID, r.Position.Index
-			p.Drained = r.Drained
+			p.Drained, p.Drain = r.Drained, r.Drain
 			if p.Role == string(raftstore.Site) {
 				p.Accepting, p.Reason, p.Waiting, p.Copies = r.Accepting, r.Reason, &r.Waiting, r.Copies
 			}
@@ -232,31 +232,6 @@ func (n operator) CA(context.Context) (string, error) { return n.store.State().C
 // SetACME changes where certificates come from.
 func (n operator) SetACME(ctx context.Context, a admin.ACME) (admin.Change, error) {
 	return n.change(ctx, raftstore.SetACME{ACME: raftstore.ACME(a)})
-}
-
-// SetDrain asks a node to drain itself, or not any more.
-func (n operator) SetDrain(ctx context.Context, name string, drained bool) error {
-	node, ok := n.store.State().Nodes[name]
-	switch {
-	case !ok:
-		return admin.Errorf(http.StatusNotFound, "`msgw node list` shows them", "no node is named %s", name)
-	case node.Role != raftstore.Site:
-		return admin.Errorf(http.StatusBadRequest, "", "%s is a %s: it takes no mail", name, node.Role)
-	case name == n.id.Name:
-		return n.setOwnDrain(drained)
-	}
-	if err := (peerCalls{n.Node}).call(ctx, name, "/drain", drained, nil); err != nil {
-		return admin.Errorf(http.StatusBadGateway, "a drain belongs to the node itself; an unreachable one is put last by health anyway", "%v", err)
-	}
-	return nil
-}
-
-func (n *Node) setOwnDrain(drained bool) error {
-	if err := n.drain.set(drained); err != nil {
-		return err
-	}
-	n.log.Info("drain", "drained", drained)
-	return nil
 }
 
 // maxInviteLife bounds how long an invitation stays open.
