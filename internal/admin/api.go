@@ -18,7 +18,7 @@ type Node interface {
 	ChangePassword(ctx context.Context, id string, r ChangePassword) (Credentials, error)
 	ResetPassword(ctx context.Context, id string, r ResetPassword) (Credentials, error)
 	SetMailboxStatus(ctx context.Context, id, status string) (Change, error)
-	DeleteMailbox(ctx context.Context, id string) (Change, error)
+	DeleteMailbox(ctx context.Context, id, cutOff string) (Change, error)
 	SetWeight(ctx context.Context, node string, weight uint32) (Change, error)
 	SetDrain(ctx context.Context, node string, d SetDrain) (Drain, error)
 	SetACME(ctx context.Context, a ACME) (Change, error)

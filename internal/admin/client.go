@@ -129,8 +129,12 @@ func (c *Client) SetMailboxStatus(ctx context.Context, id, status string) (Chang
 	return ask[Change](ctx, c, "POST", mailboxPath(id, "/status"), status)
 }
 
-func (c *Client) DeleteMailbox(ctx context.Context, id string) (Change, error) {
-	return ask[Change](ctx, c, "DELETE", mailboxPath(id, ""), nil)
+func (c *Client) DeleteMailbox(ctx context.Context, id, cutOff string) (Change, error) {
+	query := ""
+	if cutOff != "" {
+		query = "?cut_off=" + url.QueryEscape(cutOff)
+	}
+	return ask[Change](ctx, c, "DELETE", mailboxPath(id, query), nil)
 }
 
 func (c *Client) SetWeight(ctx context.Context, node string, weight uint32) (Change, error) {

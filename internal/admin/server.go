@@ -26,7 +26,7 @@ func Handler(n Node, log *slog.Logger) http.Handler {
 		return n.Mailbox(ctx, r.PathValue("id"))
 	})
 	get(mux, "DELETE /v1/mailboxes/{id}", log, func(ctx context.Context, r *http.Request) (any, error) {
-		return n.DeleteMailbox(ctx, r.PathValue("id"))
+		return n.DeleteMailbox(ctx, r.PathValue("id"), r.URL.Query().Get("cut_off"))
 	})
 	post(mux, "POST /v1/mailboxes", log, func(ctx context.Context, _ *http.Request, b CreateMailbox) (any, error) {
 		return n.CreateMailbox(ctx, b)

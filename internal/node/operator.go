@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"msgw/internal/admin"
 	"msgw/internal/certs"
-	"msgw/internal/journal"
 	"msgw/raftstore"
 )
 
@@ -256,51 +254,4 @@ func (n operator) Invite(ctx context.Context, r admin.Invite) (admin.Invitation,
 		return admin.Invitation{}, err
 	}
 	return admin.Invitation{Token: t.String(), Role: r.Role, Expires: expires}, nil
-}
-
-// purgeRetired forgets deleted mailboxes of which no site holds anything any more.
-// A transfer that had begun before the deletion may still be stored, so a day has to
-// pass.
-func (n *Node) purgeRetired(ctx context.Context) {
-	s := n.store.State()
-	var due []string
-	for id, m := range s.Mailboxes {
-		if m.Status == raftstore.Retired && time.Since(m.RetiredAt) > 24*time.Hour {
-			due = append(due, id)
-		}
-	}
-	if len(due) == 0 || n.store.Status().Leader != n.id.Name {
-		return
-	}
-	slices.Sort(due)
-	held := map[string]int{}
-	for _, name := range s.Sites() {
-		p, err := n.store.Position(), error(nil)
-		if name != n.id.Name {
-			p, err = peerCalls{n}.Position(ctx, name)
-		}
-		h, herr := n.holdingsAt(ctx, name)
-		r, rerr := n.ask(ctx, name)
-		if err != nil || herr != nil || rerr != nil || p.Index < s.Index || r.Damaged > 0 {
-			return // a site that cannot be asked, or read, may hold something
-		}
-		for _, w := range []map[string]journal.Waiting{h.Own, h.Copies} {
-			for id, m := range w {
-				held[id] += m.Messages
-			}
-		}
-	}
-	for _, id := range due {
-		if held[id] > 0 {
-			continue
-		}
-		pctx, cancel := context.WithTimeout(ctx, proposeTime)
-		_, err := n.store.Propose(pctx, raftstore.PurgeMailbox{ID: id})
-		cancel()
-		if err != nil {
-			n.log.Warn("deleted mailbox not forgotten yet", "mailbox", id, "err", err)
-			return
-		}
-		n.log.Info("deleted mailbox forgotten, keys and all", "mailbox", id)
-	}
 }
