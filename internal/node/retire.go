@@ -175,7 +175,7 @@ func (n *Node) purgeRetired(ctx context.Context, known retirements) {
 			retired++
 		}
 	}
-	if retired == 0 || n.store.Status().Leader != n.id.Name {
+	if retired == 0 {
 		clear(known)
 		return
 	}
@@ -189,8 +189,9 @@ func (n *Node) purgeRetired(ctx context.Context, known retirements) {
 			positions[name] = p.Index
 		}
 	}
+	// Every node takes it down: one that becomes the leader need not begin anew.
 	due := known.note(time.Now(), s, positions)
-	if len(due) == 0 {
+	if len(due) == 0 || n.store.Status().Leader != n.id.Name {
 		return
 	}
 	var sites []siteHoldings
