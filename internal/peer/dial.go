@@ -19,12 +19,15 @@ import (
 
 // Dialer connects to members.
 type Dialer struct {
+	// Connect makes the connection that TLS then runs on. nil: by this machine's network.
+	Connect func(ctx context.Context, network, address string) (net.Conn, error)
+
 	m   Membership
 	now func() time.Time
 }
 
 // NewDialer returns a dialer for the node that m describes.
-func NewDialer(m Membership) *Dialer { return &Dialer{m, time.Now} }
+func NewDialer(m Membership) *Dialer { return &Dialer{m: m, now: time.Now} }
 
 // Dial connects to the member with a server id.
 func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, error) {
@@ -32,7 +35,7 @@ func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	td := tls.Dialer{NetDialer: &net.Dialer{Timeout: handshakeTime}, Config: &tls.Config{
+	config := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{p.alpn(d.m.Epoch())},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -50,10 +53,23 @@ func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, err
 			}
 			return err
 		},
-	}}
+	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
-	return td.DialContext(ctx, "tcp", addr)
+	connect := d.Connect
+	if connect == nil {
+		connect = new(net.Dialer).DialContext
+	}
+	c, err := connect(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	tc := tls.Client(c, config)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return tc, nil
 }
 
 // JoinClient returns an HTTP client that talks to the node at addr on behalf of one
