@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"msgw/internal/admin"
+	"msgw/internal/health"
 )
 
 // A drain is what its file says, in the form of today and of before, and ends by itself,
@@ -116,14 +117,14 @@ func TestCheckDrain(t *testing.T) {
 func TestStayFor(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
-	long, justNow := drained{Drained: true, Since: now.Add(-time.Hour)}, drained{Drained: true, Since: now.Add(-25 * time.Second)}
+	long, justNow := now.Add(-time.Hour), now.Add(-25*time.Second)
 	const (
 		come     = "senders may still come for 95 s"
 		silent   = "the other site does not answer"
 		compared = "the sites have not compared what they hold yet"
 	)
 	for name, tc := range map[string]struct {
-		drained drained
+		asked   time.Time
 		copies  admin.Copies
 		waiting int
 		alone   bool
@@ -131,9 +132,9 @@ func TestStayFor(t *testing.T) {
 	}{
 		"in sync":                {long, admin.Copies{State: "SYNC", Compared: true}, 7, false, nil},
 		"just begun":             {justNow, admin.Copies{State: "SYNC", Compared: true}, 0, false, []string{come}},
-		"the last moment":        {drained{Since: now.Add(-noticeTime + 1)}, admin.Copies{State: "SYNC", Compared: true}, 0, false, []string{"senders may still come for 1 s"}},
-		"the moment":             {drained{Since: now.Add(-noticeTime)}, admin.Copies{State: "SYNC", Compared: true}, 0, false, nil},
-		"the clock was set back": {drained{Since: now.Add(time.Hour)}, admin.Copies{State: "SYNC", Compared: true}, 0, false, []string{"senders may still come for 120 s"}},
+		"the last moment":        {now.Add(-noticeTime + 1), admin.Copies{State: "SYNC", Compared: true}, 0, false, []string{"senders may still come for 1 s"}},
+		"the moment":             {now.Add(-noticeTime), admin.Copies{State: "SYNC", Compared: true}, 0, false, nil},
+		"the clock was set back": {now.Add(time.Hour), admin.Copies{State: "SYNC", Compared: true}, 0, false, []string{"senders may still come for 120 s"}},
 		"catching up":            {long, admin.Copies{State: "CATCHUP", Compared: true, Single: 3}, 3, false, []string{"3 messages have one copy only"}},
 		"catching up, one":       {justNow, admin.Copies{State: "CATCHUP", Compared: true, Single: 1}, 3, false, []string{come, "1 message has one copy only"}},
 		"not compared":           {long, admin.Copies{State: "CATCHUP"}, 3, false, []string{compared}},
@@ -145,9 +146,37 @@ func TestStayFor(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if got := stayFor(now, tc.drained, tc.copies, tc.waiting, !tc.alone); !slices.Equal(got, tc.want) {
+			if got := stayFor(now, tc.asked, tc.copies, tc.waiting, !tc.alone); !slices.Equal(got, tc.want) {
 				t.Errorf("got %q, want %q", got, tc.want)
 			}
 		})
+	}
+}
+
+// Senders are asked away since the drain began, or since there is a site to ask them to.
+func TestAskedAway(t *testing.T) {
+	t.Parallel()
+	start := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	at := func(minutes int) time.Time { return start.Add(time.Duration(minutes) * time.Minute) }
+	is := func(name string, s health.State, since int) health.Verdict {
+		return health.Verdict{Name: name, State: s, Since: at(since), Reason: "why"}
+	}
+	for name, tc := range map[string]struct {
+		verdicts []health.Verdict
+		since    int
+		not      string
+	}{
+		"the other was up before":   {[]health.Verdict{is("a", health.Drained, 10), is("b", health.Up, 0)}, 10, ""},
+		"this node was restarted":   {[]health.Verdict{is("a", health.Drained, 30), is("b", health.Up, 30)}, 10, ""},
+		"the other came later":      {[]health.Verdict{is("a", health.Drained, 10), is("b", health.Up, 40)}, 40, ""},
+		"not judged as drained yet": {[]health.Verdict{is("a", health.Up, 0), is("b", health.Up, 5)}, 10, ""},
+		"the other is drained":      {[]health.Verdict{is("a", health.Drained, 10), is("b", health.Drained, 0)}, 10, "b does not take the mail instead: why"},
+		"the other is down":         {[]health.Verdict{is("a", health.Drained, 10), is("b", health.Down, 0)}, 10, "b does not take the mail instead: why"},
+		"nothing is known":          {nil, 10, "it is not known whether b takes the mail"},
+	} {
+		since, not := askedAway(at(10), "a", "b", tc.verdicts)
+		if !since.Equal(at(tc.since)) || (tc.not == "") != (len(not) == 0) || tc.not != "" && not[0] != tc.not {
+			t.Errorf("%s: %v, %q", name, since, not)
+		}
 	}
 }

@@ -94,37 +94,46 @@ func (n *Node) describeDrain(s drained, c *admin.Copies, waiting int) *admin.Dra
 	}
 	other, have := n.other()
 	out := &admin.Drain{Since: s.Since, Until: s.Until, Alone: !have}
-	if out.Missing = stayFor(time.Now(), s, *c, waiting, have); have && len(out.Missing) == 0 {
-		out.Missing = n.otherTakes(other.Name)
+	vs, _, fresh := n.health.Verdicts()
+	if !fresh {
+		vs = nil
+	}
+	asked, otherwise := askedAway(s.Since, n.id.Name, other.Name, vs)
+	if out.Missing = stayFor(time.Now(), asked, *c, waiting, have); have && len(out.Missing) == 0 {
+		out.Missing = otherwise
 	}
 	out.Safe = len(out.Missing) == 0
 	return out
 }
 
-// otherTakes says why the other site does not take the mail in this one's place, or
-// nothing.
-func (n *Node) otherTakes(name string) []string {
-	vs, _, fresh := n.health.Verdicts()
+// askedAway says since when senders are asked to use the other site, and why they are
+// not, if so. Two sites of which none is up are answered as if none were drained.
+func askedAway(drained time.Time, self, other string, vs []health.Verdict) (since time.Time, not []string) {
+	verdict := map[string]health.Verdict{}
 	for _, v := range vs {
-		switch {
-		case !fresh || v.Name != name:
-		case v.State == health.Up:
-			return nil
-		default:
-			return []string{fmt.Sprintf("%s does not take the mail instead: %s", name, v.Reason)}
-		}
+		verdict[v.Name] = v
 	}
-	return []string{fmt.Sprintf("it is not known whether %s takes the mail", name)}
+	own, their := verdict[self], verdict[other]
+	switch {
+	case their.Name == "":
+		return drained, []string{fmt.Sprintf("it is not known whether %s takes the mail", other)}
+	case their.State != health.Up:
+		return drained, []string{fmt.Sprintf("%s does not take the mail instead: %s", other, their.Reason)}
+	case own.State == health.Drained && their.Since.After(own.Since) && their.Since.After(drained):
+		return their.Since, nil // it came up while this one was drained
+	}
+	return drained, nil
 }
 
-// stayFor says why a drained site must not be switched off at a time, or nothing.
-func stayFor(now time.Time, s drained, c admin.Copies, waiting int, other bool) (why []string) {
+// stayFor says why a site, whose senders are asked away since a time, must not be switched
+// off now, or nothing.
+func stayFor(now, asked time.Time, c admin.Copies, waiting int, other bool) (why []string) {
 	say := func(format string, args ...any) { why = append(why, fmt.Sprintf(format, args...)) }
 	if !other {
 		say("there is no other site that takes mail meanwhile; %s there, with one copy only", count(waiting, "message waits", "messages wait"))
 		return why
 	}
-	if left := s.Since.Add(noticeTime).Sub(now); left > 0 {
+	if left := asked.Add(noticeTime).Sub(now); left > 0 {
 		// A clock that was set back does not make it longer.
 		say("senders may still come for %d s", int((min(left, noticeTime)+time.Second-1)/time.Second))
 	}
