@@ -82,7 +82,7 @@ func mailboxListCommand() *cobra.Command {
 		}
 		var shown []admin.Mailbox
 		for _, m := range ms {
-			if *all || m.Status != "retired" || waiting(m) > 0 {
+			if *all || m.Status != "retired" || mayHold(m) {
 				shown = append(shown, m)
 			}
 		}
@@ -91,18 +91,44 @@ func mailboxListCommand() *cobra.Command {
 		}
 		rows := [][]string{{"MAILBOX", "STATUS", "WAITING", "DESCRIPTION"}}
 		for _, m := range shown {
-			rows = append(rows, []string{m.ID, m.Status, waitingText(m), m.Description})
+			rows = append(rows, []string{m.ID, statusText(m), waitingText(m), m.Description})
 		}
 		return table(c.OutOrStdout(), rows)
 	}
 	return c
 }
 
+// waiting counts what can be fetched, or could once its site is back.
 func waiting(m admin.Mailbox) (n int) {
+	away := false
+	for _, s := range m.Sites {
+		away = away || s.Error != ""
+	}
 	for _, s := range m.Sites {
 		n += s.Messages
+		if away && !s.Adopted {
+			n += s.Copies // of the site that is away
+		}
 	}
 	return n
+}
+
+// mayHold returns whether there is mail for a mailbox at any site, as far as is known.
+func mayHold(m admin.Mailbox) bool {
+	for _, s := range m.Sites {
+		if s.Error != "" {
+			return true
+		}
+	}
+	return waiting(m) > 0
+}
+
+// statusText says what a mailbox does; a deleted one may still have mail.
+func statusText(m admin.Mailbox) string {
+	if n := waiting(m); m.Status == "retired" && n > 0 {
+		return fmt.Sprintf("retired, %d waiting", n)
+	}
+	return m.Status
 }
 
 func waitingText(m admin.Mailbox) string {
@@ -129,7 +155,7 @@ func mailboxShowCommand() *cobra.Command {
 		if *asJSON {
 			return printJSON(out, m)
 		}
-		if err := table(out, [][]string{{"mailbox", m.ID}, {"address", m.Address}, {"status", m.Status}, {"policy", cmp.Or(m.Policy, "default")},
+		if err := table(out, [][]string{{"mailbox", m.ID}, {"address", m.Address}, {"status", statusText(m)}, {"policy", cmp.Or(m.Policy, "default")},
 			{"description", m.Description}, {"created", m.Created.Local().Format("2006-01-02 15:04:05")}}); err != nil {
 			return err
 		}
@@ -245,10 +271,15 @@ func mailboxStatusCommand(verb, status, short string) *cobra.Command {
 func mailboxDeleteCommand() *cobra.Command {
 	c := &cobra.Command{Use: "delete MAILBOX", Short: "Delete a mailbox that is suspended and empty everywhere", Args: cobra.ExactArgs(1),
 		Long: `Delete a mailbox. It must be suspended, and every site must report that nothing waits in
-it. Its keys are kept for a day and until every site has confirmed that again.`}
+it. Its keys are kept until every site has known of this for a day and has confirmed that
+again.
+
+With --cut-off a site that cannot be asked is left out. What it takes until it hears of
+the deletion is listed as "retired, N waiting", and can be fetched with the password.`}
 	dir := addDir(c)
+	cutOff := c.Flags().String("cut-off", "", "delete although this `SITE` cannot be asked")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		ch, err := client(*dir).DeleteMailbox(c.Context(), args[0])
+		ch, err := client(*dir).DeleteMailbox(c.Context(), args[0], *cutOff)
 		if err != nil {
 			return err
 		}

@@ -64,13 +64,16 @@ person, 0 if all is well.`}
 		}
 		rows := [][]string{
 			{"node", fmt.Sprintf("%s (%s) of %s, %s", s.Node, s.Role, s.Zone, s.Version)},
-			{"accepts mail", accepts + map[bool]string{true: ", drained"}[s.Drained]},
+			{"accepts mail", accepts},
 			{"waiting here", fmt.Sprintf("%d messages, %s, oldest %s", s.Waiting.Messages, size(s.Waiting.Octets), age(s.Waiting.Oldest))},
 			{"configuration", fmt.Sprintf("revision %d, applied %d, epoch %d", s.Revision, s.Applied, s.Epoch)},
 			{"quorum", fmt.Sprintf("%s, leader %s, voters %s", yesNo(s.Quorum), leader, strings.Join(s.Voters, " "))},
 		}
 		if s.Copies != nil {
 			rows = append(rows, []string{"copies", fmt.Sprintf("%s for %s, policy %s, %d of the other site held here", copiesText(s.Copies), age(s.Copies.Since), s.Copies.Policy, s.Copies.Held)})
+		}
+		if s.Drain != nil {
+			rows = append(rows, []string{"drained", drainText(s.Drain)}, []string{"switch off", switchOffText(s.Drain)})
 		}
 		if err := table(out, rows); err != nil {
 			return err
@@ -89,6 +92,11 @@ person, 0 if all is well.`}
 		if len(s.Peers) > 0 {
 			if err := table(out, rows); err != nil {
 				return err
+			}
+		}
+		for _, p := range s.Peers {
+			if p.Drain != nil {
+				fmt.Fprintf(out, "\n%s is drained %s; switch off: %s\n", p.Name, drainText(p.Drain), switchOffText(p.Drain))
 			}
 		}
 		if err := table(out, append([][]string{{"\nMX", "STATE", "CLASS", "WEIGHT", "FIRST IN", "WHY"}}, mxRows(s.MX)...)); err != nil {
@@ -159,7 +167,7 @@ func dnsCommand() *cobra.Command {
 
 func nodeCommand() *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "Show nodes, change weights, drain", GroupID: "operate"}
-	c.AddCommand(nodeListCommand(), nodeWeightCommand(), nodeAdoptCommand(), nodeRemoveCommand(), nodeDrainCommand(true), nodeDrainCommand(false))
+	c.AddCommand(nodeListCommand(), nodeWeightCommand(), nodeAdoptCommand(), nodeRemoveCommand(), nodeDrainCommand(), nodeUndrainCommand())
 	return c
 }
 
@@ -171,20 +179,23 @@ func nodeListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		self := admin.Peer{Name: s.Node, Role: s.Role, Reachable: true, Epoch: s.Epoch, Applied: s.Applied, Accepting: s.Accepting, Reason: s.Reason, Drained: s.Drained, Waiting: &s.Waiting}
+		self := admin.Peer{Name: s.Node, Role: s.Role, Reachable: true, Epoch: s.Epoch, Applied: s.Applied, Accepting: s.Accepting, Reason: s.Reason, Drained: s.Drained, Drain: s.Drain, Waiting: &s.Waiting}
 		nodes := append([]admin.Peer{self}, s.Peers...)
 		if *asJSON {
 			return printJSON(c.OutOrStdout(), nodes)
 		}
 		rows := [][]string{{"NODE", "ROLE", "REACHABLE", "ACCEPTS", "DRAINED", "WEIGHT"}}
 		for _, n := range nodes {
-			weight := "-"
+			weight, drained := "-", yesNo(n.Drained)
+			if n.Drain != nil && !n.Drain.Until.IsZero() {
+				drained = drainText(n.Drain)
+			}
 			for _, m := range s.MX {
 				if m.Node == n.Name {
 					weight = fmt.Sprint(m.Weight)
 				}
 			}
-			rows = append(rows, []string{n.Name, n.Role, yesNo(n.Reachable), yesNo(n.Accepting), yesNo(n.Drained), weight})
+			rows = append(rows, []string{n.Name, n.Role, yesNo(n.Reachable), yesNo(n.Accepting), drained, weight})
 		}
 		return table(c.OutOrStdout(), rows)
 	}
@@ -207,24 +218,6 @@ fallback, 3 and 1 send three quarters to the first.`}
 		}
 		fmt.Fprintf(c.OutOrStdout(), "%s has weight %d\n", args[0], w)
 		printChange(c.OutOrStdout(), ch)
-		return nil
-	}
-	return c
-}
-
-func nodeDrainCommand(drained bool) *cobra.Command {
-	c := &cobra.Command{Use: "undrain NODE", Short: "Give a site new mail again", Args: cobra.ExactArgs(1)}
-	if drained {
-		c.Use, c.Short = "drain NODE", "Ask senders to use the other site"
-		c.Long = `Ask senders to use the other site: the node is answered last, and still accepts. A drain
-belongs to the node itself and needs no quorum; it survives a restart.`
-	}
-	dir := addDir(c)
-	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := client(*dir).SetDrain(c.Context(), args[0], drained); err != nil {
-			return err
-		}
-		fmt.Fprintf(c.OutOrStdout(), "%s is %s\n", args[0], map[bool]string{true: "drained", false: "no longer drained"}[drained])
 		return nil
 	}
 	return c

@@ -18,9 +18,9 @@ type Node interface {
 	ChangePassword(ctx context.Context, id string, r ChangePassword) (Credentials, error)
 	ResetPassword(ctx context.Context, id string, r ResetPassword) (Credentials, error)
 	SetMailboxStatus(ctx context.Context, id, status string) (Change, error)
-	DeleteMailbox(ctx context.Context, id string) (Change, error)
+	DeleteMailbox(ctx context.Context, id, cutOff string) (Change, error)
 	SetWeight(ctx context.Context, node string, weight uint32) (Change, error)
-	SetDrain(ctx context.Context, node string, drained bool) error
+	SetDrain(ctx context.Context, node string, d SetDrain) (Drain, error)
 	SetACME(ctx context.Context, a ACME) (Change, error)
 	CA(ctx context.Context) (pem string, err error)
 	Copies(ctx context.Context) (CopySettings, error)
@@ -49,7 +49,8 @@ type Status struct {
 	Accepting bool     `json:"accepting"`
 	Reason    string   `json:"reason,omitempty"` // why it does not accept
 	Drained   bool     `json:"drained"`
-	Waiting   Waiting  `json:"waiting"` // what the archive gets at this node
+	Drain     *Drain   `json:"drain,omitempty"` // of a drained node
+	Waiting   Waiting  `json:"waiting"`         // what the archive gets at this node
 	Copies    *Copies  `json:"copies,omitempty"`
 	Peers     []Peer   `json:"peers"`
 	Certs     []Cert   `json:"certs"`
@@ -78,8 +79,26 @@ type Peer struct {
 	Accepting bool     `json:"accepting"`
 	Reason    string   `json:"reason,omitempty"`
 	Drained   bool     `json:"drained"`
+	Drain     *Drain   `json:"drain,omitempty"`
 	Waiting   *Waiting `json:"waiting,omitempty"`
 	Copies    *Copies  `json:"copies,omitempty"`
+}
+
+// SetDrain asks a node to be answered last, or not any more.
+type SetDrain struct {
+	Drained bool          `json:"drained"`
+	For     time.Duration `json:"for,omitempty"` // 1 minute to 30 days; 0: until it is taken back
+}
+
+// Drain is the drain of a site, and whether the site can be switched off.
+type Drain struct {
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until,omitzero"` // when it ends by itself; zero: it does not
+	// Safe: senders have had the time to notice, the other site takes the mail, and every
+	// message has two copies.
+	Safe    bool     `json:"safe"`
+	Missing []string `json:"missing,omitempty"` // why it is not
+	Alone   bool     `json:"alone,omitempty"`   // there is no other site: it will not be
 }
 
 // Copies is how a site and its copies at the other site are.

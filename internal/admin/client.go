@@ -129,17 +129,20 @@ func (c *Client) SetMailboxStatus(ctx context.Context, id, status string) (Chang
 	return ask[Change](ctx, c, "POST", mailboxPath(id, "/status"), status)
 }
 
-func (c *Client) DeleteMailbox(ctx context.Context, id string) (Change, error) {
-	return ask[Change](ctx, c, "DELETE", mailboxPath(id, ""), nil)
+func (c *Client) DeleteMailbox(ctx context.Context, id, cutOff string) (Change, error) {
+	query := ""
+	if cutOff != "" {
+		query = "?cut_off=" + url.QueryEscape(cutOff)
+	}
+	return ask[Change](ctx, c, "DELETE", mailboxPath(id, query), nil)
 }
 
 func (c *Client) SetWeight(ctx context.Context, node string, weight uint32) (Change, error) {
 	return ask[Change](ctx, c, "POST", nodePath(node, "/weight"), weight)
 }
 
-func (c *Client) SetDrain(ctx context.Context, node string, drained bool) error {
-	_, err := ask[struct{}](ctx, c, "POST", nodePath(node, "/drain"), drained)
-	return err
+func (c *Client) SetDrain(ctx context.Context, node string, d SetDrain) (Drain, error) {
+	return ask[Drain](ctx, c, "POST", nodePath(node, "/drain"), d)
 }
 
 func (c *Client) SetACME(ctx context.Context, a ACME) (Change, error) {

@@ -26,7 +26,7 @@ func Handler(n Node, log *slog.Logger) http.Handler {
 		return n.Mailbox(ctx, r.PathValue("id"))
 	})
 	get(mux, "DELETE /v1/mailboxes/{id}", log, func(ctx context.Context, r *http.Request) (any, error) {
-		return n.DeleteMailbox(ctx, r.PathValue("id"))
+		return n.DeleteMailbox(ctx, r.PathValue("id"), r.URL.Query().Get("cut_off"))
 	})
 	post(mux, "POST /v1/mailboxes", log, func(ctx context.Context, _ *http.Request, b CreateMailbox) (any, error) {
 		return n.CreateMailbox(ctx, b)
@@ -43,8 +43,8 @@ func Handler(n Node, log *slog.Logger) http.Handler {
 	post(mux, "POST /v1/nodes/{name}/weight", log, func(ctx context.Context, r *http.Request, w uint32) (any, error) {
 		return n.SetWeight(ctx, r.PathValue("name"), w)
 	})
-	post(mux, "POST /v1/nodes/{name}/drain", log, func(ctx context.Context, r *http.Request, drained bool) (any, error) {
-		return struct{}{}, n.SetDrain(ctx, r.PathValue("name"), drained)
+	post(mux, "POST /v1/nodes/{name}/drain", log, func(ctx context.Context, r *http.Request, d SetDrain) (any, error) {
+		return n.SetDrain(ctx, r.PathValue("name"), d)
 	})
 	post(mux, "POST /v1/nodes/{name}/adopt", log, func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
 		return n.Adopt(ctx, r.PathValue("name"))

@@ -32,6 +32,8 @@ type Report struct {
 	Accepting bool   `json:"accepting"`
 	Reason    string `json:"reason,omitempty"` // why not
 	Drained   bool   `json:"drained"`
+	// DrainedUntil is when that ends by itself; zero: it does not.
+	DrainedUntil time.Time `json:"drained_until,omitzero"`
 	// Views are its own observations of the sites, by name.
 	Views map[string]View `json:"views,omitempty"`
 }

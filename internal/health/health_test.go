@@ -104,9 +104,16 @@ func TestDecisions(t *testing.T) {
 		change  []func(*world)
 		me, you State
 	}{
-		"all well":                        {false, nil, Up, Up},
-		"peer says it cannot accept":      {false, []func(*world){func(w *world) { w.reports["you"] = Report{Reason: "disk"} }}, Up, Down},
-		"peer is drained":                 {false, []func(*world){func(w *world) { w.reports["you"] = Report{Accepting: true, Drained: true} }}, Up, Drained},
+		"all well":                   {false, nil, Up, Up},
+		"peer says it cannot accept": {false, []func(*world){func(w *world) { w.reports["you"] = Report{Reason: "disk"} }}, Up, Down},
+		"peer is drained":            {false, []func(*world){func(w *world) { w.reports["you"] = Report{Accepting: true, Drained: true} }}, Up, Drained},
+		"both are drained": {false, []func(*world){func(w *world) {
+			w.reports["me"], w.reports["you"] = Report{Accepting: true, Drained: true}, Report{Accepting: true, Drained: true}
+		}}, Drained, Drained},
+		"I am drained, peer gone": {false, []func(*world){peerGone, publicGone, func(w *world) {
+			w.reports["me"] = Report{Accepting: true, Drained: true}
+		}}, Drained, Down},
+		"I am drained and cannot accept":  {false, []func(*world){func(w *world) { w.reports["me"] = Report{Reason: "disk", Drained: true} }}, Down, Up},
 		"I cannot accept":                 {false, []func(*world){func(w *world) { w.reports["me"] = Report{Reason: "disk"} }}, Down, Up},
 		"my SMTP port is dead":            {false, []func(*world){func(w *world) { delete(w.smtp, "me:25") }}, Down, Up},
 		"peer port cut":                   {false, []func(*world){peerGone}, Up, Up},

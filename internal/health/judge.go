@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // judge decides about one site from what this node has seen of it and what third
@@ -26,6 +27,9 @@ func decide(t Target, s *seen, others map[string]View) (State, string) {
 	case s.report != nil && !s.report.Accepting:
 		return Down, "it does not accept mail: " + s.report.Reason
 	case s.report != nil && s.report.Drained:
+		if until := s.report.DrainedUntil; !until.IsZero() {
+			return Drained, "it is drained until " + until.Local().Format(time.DateTime)
+		}
 		return Drained, "it is drained"
 
 	case t.Self && !s.smtp.good():

@@ -24,7 +24,8 @@ import (
 
 // lineage is what this node knows of where its configuration stands among the others'.
 type lineage struct {
-	path string // of what a former member remembers
+	path  string        // of what a former member remembers
+	every time.Duration // between two looks
 
 	mu     sync.Mutex
 	lines  map[string]seenLine // by node, as they last said
@@ -45,7 +46,7 @@ const (
 )
 
 func openLineage(dir string) (*lineage, error) {
-	l := &lineage{path: filepath.Join(dir, formerFile), lines: map[string]seenLine{}}
+	l := &lineage{path: filepath.Join(dir, formerFile), every: 2 * time.Second, lines: map[string]seenLine{}}
 	b, err := os.ReadFile(l.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, nil
@@ -70,7 +71,7 @@ func (l *lineage) seen(name string) (seenLine, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s, ok := l.lines[name]
-	return s, ok && time.Since(s.at) < 10*time.Second
+	return s, ok && time.Since(s.at) < 5*l.every
 }
 
 // formerly returns why this node is no member any more, or nothing.
@@ -102,7 +103,7 @@ func (n *Node) becomeFormer(why string) {
 // keepLineage follows the configuration of the appliance where others have broken the
 // glass, and ends the connections of what is over. It needs no quorum.
 func (n *Node) keepLineage(ctx context.Context, prune func()) error {
-	t := time.NewTicker(2 * time.Second)
+	t := time.NewTicker(n.lineage.every)
 	defer t.Stop()
 	for {
 		changed := n.store.Changed()

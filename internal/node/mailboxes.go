@@ -138,44 +138,6 @@ func (n operator) SetMailboxStatus(ctx context.Context, id, status string) (admi
 	return n.change(ctx, raftstore.SetStatus{ID: m.ID, Status: st})
 }
 
-// DeleteMailbox retires a mailbox that is suspended, and empty by the report of
-// every site.
-func (n operator) DeleteMailbox(ctx context.Context, id string) (admin.Change, error) {
-	m, err := n.find(id)
-	if err != nil {
-		return admin.Change{}, err
-	}
-	if m.Status == raftstore.Active {
-		return admin.Change{}, admin.Errorf(http.StatusConflict, "suspend it first: `msgw mailbox suspend "+m.ID+"`", "mailbox %s is active", m.ID)
-	}
-	at := n.store.State().Index
-	if c := n.awaitSites(at); len(c.Missing) > 0 {
-		return admin.Change{}, admin.Errorf(http.StatusServiceUnavailable, "wait until it is back, or the mailbox could lose mail there",
-			"%s cannot say whether mailbox %s is empty there", strings.Join(c.Missing, ", "), m.ID)
-	}
-	for _, h := range n.heldOf(ctx, m) {
-		r, err := n.ask(ctx, h.Site)
-		if err != nil {
-			h.Error = err.Error()
-		}
-		switch {
-		case h.Error != "":
-			return admin.Change{}, admin.Errorf(http.StatusServiceUnavailable, "wait until it is back, or the mailbox could lose mail there",
-				"%s cannot say whether mailbox %s is empty there: %s", h.Site, m.ID, h.Error)
-		case r.Damaged > 0:
-			return admin.Change{}, admin.Errorf(http.StatusConflict, "`msgw status` there says where; what cannot be read may be this mailbox's",
-				"the journal of %s is damaged", h.Site)
-		case h.Messages > 0:
-			return admin.Change{}, admin.Errorf(http.StatusConflict, "let the archive fetch them first",
-				"mailbox %s has %d messages waiting at %s", m.ID, h.Messages, h.Site)
-		case h.Copies > 0:
-			return admin.Change{}, admin.Errorf(http.StatusConflict, "they go when the sites are in SYNC; `msgw status` shows it",
-				"%s holds copies of %d messages of mailbox %s", h.Site, h.Copies, m.ID)
-		}
-	}
-	return n.change(ctx, raftstore.SetStatus{ID: m.ID, Status: raftstore.Retired})
-}
-
 // Mailboxes lists all mailboxes and what waits in them.
 func (n operator) Mailboxes(ctx context.Context) ([]admin.Mailbox, error) {
 	s := n.store.State()
@@ -215,11 +177,6 @@ func (n *Node) askHoldings(ctx context.Context) (map[string]holdings, map[string
 	}
 	wg.Wait()
 	return all, errs
-}
-
-func (n *Node) heldOf(ctx context.Context, m raftstore.Mailbox) []admin.Held {
-	all, errs := n.askHoldings(ctx)
-	return n.describe(m, all, errs).Sites
 }
 
 func (n *Node) describe(m raftstore.Mailbox, all map[string]holdings, errs map[string]error) admin.Mailbox {

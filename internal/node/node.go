@@ -296,10 +296,12 @@ func (n *Node) host() string { return n.cfg.host(n.store.State().Zone.Name) }
 func (n *Node) upkeep(ctx context.Context) error {
 	t := time.NewTicker(5 * time.Second)
 	defer t.Stop()
+	known := retirements{}
 	for {
 		n.members.renew(ctx)
 		n.announce(ctx)
-		n.purgeRetired(ctx)
+		n.expireDrain()
+		n.purgeRetired(ctx, known)
 		select {
 		case <-t.C:
 		case <-ctx.Done():

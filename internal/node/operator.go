@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"msgw/internal/admin"
 	"msgw/internal/certs"
-	"msgw/internal/journal"
 	"msgw/raftstore"
 )
 
@@ -104,7 +102,7 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 	s, st, own := n.store.State(), n.store.Status(), n.report()
 	out := admin.Status{Node: n.id.Name, Role: string(n.id.Role), Version: n.version, Cluster: n.id.Cluster, Zone: s.Zone.Name,
 		Epoch: s.Epoch.Number, EpochID: s.Epoch.ID, Revision: s.Revision, Applied: st.Applied, Leader: st.Leader, Quorum: st.Quorum,
-		Voters: st.Voters, Accepting: own.Accepting && !n.witness, Reason: own.Reason, Drained: own.Drained, Waiting: own.Waiting,
+		Voters: st.Voters, Accepting: own.Accepting && !n.witness, Reason: own.Reason, Drained: own.Drained, Drain: own.Drain, Waiting: own.Waiting,
 		Copies: own.Copies, Peers: n.askPeers(ctx, s), Certs: n.certificates(), MX: []admin.MX{}, Trouble: []string{}}
 	if n.zone != nil {
 		out.MX = n.zone.snap.Load().mx()
@@ -172,7 +170,7 @@ func (n *Node) askPeers(ctx context.Context, s *raftstore.State) []admin.Peer {
 				return
 			}
 			p.Reachable, p.Epoch, p.EpochID, p.Applied = true, r.Epoch.Number, r.Epoch.ID, r.Position.Index
-			p.Drained = r.Drained
+			p.Drained, p.Drain = r.Drained, r.Drain
 			if p.Role == string(raftstore.Site) {
 				p.Accepting, p.Reason, p.Waiting, p.Copies = r.Accepting, r.Reason, &r.Waiting, r.Copies
 			}
@@ -234,31 +232,6 @@ func (n operator) SetACME(ctx context.Context, a admin.ACME) (admin.Change, erro
 	return n.change(ctx, raftstore.SetACME{ACME: raftstore.ACME(a)})
 }
 
-// SetDrain asks a node to drain itself, or not any more.
-func (n operator) SetDrain(ctx context.Context, name string, drained bool) error {
-	node, ok := n.store.State().Nodes[name]
-	switch {
-	case !ok:
-		return admin.Errorf(http.StatusNotFound, "`msgw node list` shows them", "no node is named %s", name)
-	case node.Role != raftstore.Site:
-		return admin.Errorf(http.StatusBadRequest, "", "%s is a %s: it takes no mail", name, node.Role)
-	case name == n.id.Name:
-		return n.setOwnDrain(drained)
-	}
-	if err := (peerCalls{n.Node}).call(ctx, name, "/drain", drained, nil); err != nil {
-		return admin.Errorf(http.StatusBadGateway, "a drain belongs to the node itself; an unreachable one is put last by health anyway", "%v", err)
-	}
-	return nil
-}
-
-func (n *Node) setOwnDrain(drained bool) error {
-	if err := n.drain.set(drained); err != nil {
-		return err
-	}
-	n.log.Info("drain", "drained", drained)
-	return nil
-}
-
 // maxInviteLife bounds how long an invitation stays open.
 const maxInviteLife = 7 * 24 * time.Hour
 
@@ -296,51 +269,4 @@ func (n operator) Invite(ctx context.Context, r admin.Invite) (admin.Invitation,
 		return admin.Invitation{}, err
 	}
 	return admin.Invitation{Token: t.String(), Role: string(role), Expires: expires}, nil
-}
-
-// purgeRetired forgets deleted mailboxes of which no site holds anything any more.
-// A transfer that had begun before the deletion may still be stored, so a day has to
-// pass.
-func (n *Node) purgeRetired(ctx context.Context) {
-	s := n.store.State()
-	var due []string
-	for id, m := range s.Mailboxes {
-		if m.Status == raftstore.Retired && time.Since(m.RetiredAt) > 24*time.Hour {
-			due = append(due, id)
-		}
-	}
-	if len(due) == 0 || n.store.Status().Leader != n.id.Name {
-		return
-	}
-	slices.Sort(due)
-	held := map[string]int{}
-	for _, name := range s.Sites() {
-		p, err := n.store.Position(), error(nil)
-		if name != n.id.Name {
-			p, err = peerCalls{n}.Position(ctx, name)
-		}
-		h, herr := n.holdingsAt(ctx, name)
-		r, rerr := n.ask(ctx, name)
-		if err != nil || herr != nil || rerr != nil || p.Index < s.Index || r.Damaged > 0 {
-			return // a site that cannot be asked, or read, may hold something
-		}
-		for _, w := range []map[string]journal.Waiting{h.Own, h.Copies} {
-			for id, m := range w {
-				held[id] += m.Messages
-			}
-		}
-	}
-	for _, id := range due {
-		if held[id] > 0 {
-			continue
-		}
-		pctx, cancel := context.WithTimeout(ctx, proposeTime)
-		_, err := n.store.Propose(pctx, raftstore.PurgeMailbox{ID: id})
-		cancel()
-		if err != nil {
-			n.log.Warn("deleted mailbox not forgotten yet", "mailbox", id, "err", err)
-			return
-		}
-		n.log.Info("deleted mailbox forgotten, keys and all", "mailbox", id)
-	}
 }

@@ -79,7 +79,8 @@ func formerName(s *raftstore.State, name string) (raftstore.Former, bool) {
 // emptied drains a site that is to leave, and says what is still waited for.
 func (n operator) emptied(ctx context.Context, r admin.RemoveNode, rep report) (waiting string, err error) {
 	if !rep.Drained {
-		return r.Name + " is drained now", n.SetDrain(ctx, r.Name, true)
+		_, err := n.SetDrain(ctx, r.Name, admin.SetDrain{Drained: true})
+		return r.Name + " is drained now", err
 	}
 	c := rep.Copies
 	switch {

@@ -28,6 +28,7 @@ type report struct {
 	Position raftstore.Position `json:"position"`
 	Waiting  admin.Waiting      `json:"waiting"`
 	Copies   *admin.Copies      `json:"copies,omitempty"`
+	Drain    *admin.Drain       `json:"drain,omitempty"`
 	Damaged  int                `json:"damaged"` // places in its journals that cannot be read
 	// Lineage is how its epoch came about, Renounced why it does not vote.
 	Lineage   []raftstore.EpochStart `json:"lineage,omitempty"`
@@ -42,10 +43,12 @@ func (n *Node) report() report {
 	if ren := n.store.Renounced(); ren != nil {
 		r.Renounced = ren.Why
 	}
-	r.Report = health.Report{Accepting: reason == "", Reason: reason, Drained: n.drain.get(), Views: n.health.Views()}
+	d := n.drain.get()
+	r.Report = health.Report{Accepting: reason == "", Reason: reason, Drained: d.Drained, DrainedUntil: d.Until, Views: n.health.Views()}
 	if !n.witness {
 		h := n.holdings()
 		r.Waiting, r.Copies = h.waiting(), n.copies(h)
+		r.Drain = n.describeDrain(d, r.Copies, r.Waiting.Messages)
 		r.Damaged = len(n.journal.Damaged()) + len(n.held.Damaged())
 	}
 	return r
@@ -181,7 +184,7 @@ func (n *Node) registerGauges() {
 		return
 	}
 	gauge("accepting", "1 if mail is taken.", func() float64 { return truth(n.refusal() == "") })
-	gauge("drained", "1 if this node asks for no new mail.", func() float64 { return truth(n.drain.get()) })
+	gauge("drained", "1 if this node asks for no new mail.", func() float64 { return truth(n.drain.get().Drained) })
 	gauge("journal_waiting_messages", "Messages that the archive has not fetched.", func() float64 { return float64(n.holdings().waiting().Messages) })
 	gauge("journal_waiting_octets", "Their octets.", func() float64 { return float64(n.holdings().waiting().Octets) })
 	gauge("journal_oldest_seconds", "Age of the oldest of them; 0 if there is none.", func() float64 {

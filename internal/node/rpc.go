@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"time"
 
+	"msgw/internal/admin"
 	"msgw/internal/ca"
 	"msgw/internal/peer"
 	"msgw/raftstore"
@@ -32,7 +33,7 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 	handle(rpc, "/position", func(context.Context, struct{}) (raftstore.Position, error) { return n.store.Position(), nil })
 	handle(rpc, "/confirm", func(context.Context, struct{}) (uint64, error) { return n.store.Confirm() })
 	handle(rpc, "/holdings", func(context.Context, struct{}) (holdings, error) { return n.holdings(), nil })
-	handle(rpc, "/drain", func(_ context.Context, drained bool) (struct{}, error) { return struct{}{}, n.setOwnDrain(drained) })
+	handle(rpc, "/drain", func(_ context.Context, d admin.SetDrain) (admin.Drain, error) { return n.setOwnDrain(d) })
 	handle(rpc, "/leave", func(context.Context, struct{}) (struct{}, error) { n.leave(); return struct{}{}, nil })
 	rpc.HandleFunc("POST /sign", n.signWitness)
 

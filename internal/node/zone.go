@@ -19,6 +19,7 @@ import (
 // zone keeps the snapshot that the DNS answers from.
 type zone struct {
 	n    *Node
+	look time.Duration // how often it looks whether the view of health has gone stale
 	snap atomic.Pointer[snapshot]
 }
 
@@ -31,7 +32,7 @@ type snapshot struct {
 }
 
 func newZone(n *Node) *zone {
-	z := &zone{n: n}
+	z := &zone{n: n, look: 2 * time.Second}
 	z.snap.Store(z.build(nil, true, false))
 	return z
 }
@@ -54,7 +55,7 @@ func (z *zone) run(ctx context.Context) error {
 		select {
 		case <-config:
 		case <-verdict:
-		case <-time.After(2 * time.Second): // a view that went stale
+		case <-time.After(z.look): // a view that went stale
 		case <-ctx.Done():
 			return nil
 		}

@@ -19,6 +19,9 @@ import (
 
 // Dialer connects to members.
 type Dialer struct {
+	// Connect makes the connection that TLS then runs on. nil: by this machine's network.
+	Connect func(ctx context.Context, network, address string) (net.Conn, error)
+
 	m    Membership
 	now  func() time.Time
 	live live
@@ -37,7 +40,7 @@ func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, err
 	if err != nil {
 		return nil, err
 	}
-	td := tls.Dialer{NetDialer: &net.Dialer{Timeout: handshakeTime}, Config: &tls.Config{
+	config := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{p.alpn(d.m.Epoch())},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -63,15 +66,24 @@ func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, err
 			}
 			return err
 		},
-	}}
+	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
-	alpn := td.Config.NextProtos[0]
-	c, err := td.DialContext(ctx, "tcp", addr)
+	connect := d.Connect
+	if connect == nil {
+		connect = new(net.Dialer).DialContext
+	}
+	c, err := connect(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	x := &conn{Conn: c.(*tls.Conn), alpn: alpn, id: id, live: &d.live, done: make(chan struct{})}
+	tc := tls.Client(c, config)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	alpn := config.NextProtos[0]
+	x := &conn{Conn: tc, alpn: alpn, id: id, live: &d.live, done: make(chan struct{})}
 	d.live.add(x)
 	if alpn != p.alpn(d.m.Epoch()) { // it ended meanwhile
 		x.Close()
