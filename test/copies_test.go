@@ -108,9 +108,13 @@ func (p *pair) fetch(site int, n int) (map[string][]byte, error) {
 	return got, err
 }
 
+func (p *pair) tryStatus(site int) (admin.Status, error) {
+	return admin.NewClient(p.nodes[site].Dir, node.SocketFile).Status(p.t.Context())
+}
+
 func (p *pair) status(site int) admin.Status {
 	p.t.Helper()
-	s, err := admin.NewClient(p.nodes[site].Dir, node.SocketFile).Status(p.t.Context())
+	s, err := p.tryStatus(site)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -120,7 +124,7 @@ func (p *pair) status(site int) admin.Status {
 func (p *pair) becomes(site int, state string) {
 	p.t.Helper()
 	labtest.Within(p.t, 30*time.Second, p.nodes[site].Name+" is "+state, func() error {
-		s, err := admin.NewClient(p.nodes[site].Dir, node.SocketFile).Status(p.t.Context())
+		s, err := p.tryStatus(site)
 		if err == nil && s.Copies.State != state {
 			err = fmt.Errorf("it is %s, %d single", s.Copies.State, s.Copies.Single)
 		}

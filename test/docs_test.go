@@ -94,7 +94,7 @@ func TestDocumentedBoxes(t *testing.T) {
 	if err != nil || len(docs) < 5 {
 		t.Fatalf("docs: %v, %v", docs, err)
 	}
-	opening := regexp.MustCompile("^```(\\w*) ?(\\w*)$")
+	opening := regexp.MustCompile("^```(\\w*) ?([\\w ]*)$")
 	for _, doc := range docs {
 		inside, warned := false, false
 		for line := range strings.Lines(read(t, doc[len("../"):])) {
@@ -105,7 +105,7 @@ func TestDocumentedBoxes(t *testing.T) {
 				inside = false
 			case m != nil:
 				inside = true
-				if ran := m[1] == "sh" && m[2] != "" || m[1] == "zone"; !ran && !warned {
+				if ran := (m[1] == "sh" || m[1] == "console") && m[2] != "" || m[1] == "zone"; !ran && !warned {
 					t.Errorf("%s: a box is neither run nor said not to be: %s", doc, line)
 				}
 			case strings.HasPrefix(line, "#"):

@@ -83,7 +83,9 @@ func printEvidence(out io.Writer, e admin.Evidence) error {
 	}
 	fmt.Fprintln(out)
 	switch {
-	case len(e.Others) == 0 || e.Quorum:
+	case e.Quorum:
+	case len(e.Others) == 0:
+		fmt.Fprintf(out, "it is the only node; `msgw recover %s` makes it vote again\n", e.Node)
 	case alive:
 		fmt.Fprintln(out, "something of it answers: it lives. Mend the line, or run `msgw yield` there and `msgw recover --yield TOKEN` here")
 	default:

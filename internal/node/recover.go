@@ -147,7 +147,13 @@ func (n operator) Recover(ctx context.Context, r admin.Recover) (admin.Recovered
 	if e.Quorum {
 		return admin.Recovered{}, admin.Errorf(http.StatusConflict, "nothing is to be recovered; a lost node is replaced with `msgw invite --replace NAME`. If the other node was lost only now, try again in some seconds", "there is a quorum: changes can be made")
 	}
+	if len(e.Others) == 0 && !slices.Equal(r.Names, []string{n.id.Name}) {
+		return admin.Recovered{}, admin.Errorf(http.StatusBadRequest, "`msgw recover "+n.id.Name+"` makes it vote again", "this node is the only one: expected its name")
+	}
 	for _, name := range r.Names {
+		if len(e.Others) == 0 {
+			break
+		}
 		if !slices.ContainsFunc(e.Others, func(o admin.Other) bool { return o.Name == name }) {
 			return admin.Recovered{}, admin.Errorf(http.StatusNotFound, "`msgw recover` alone shows them", "no other node is named %s", name)
 		}
@@ -165,6 +171,9 @@ func (n operator) Recover(ctx context.Context, r admin.Recover) (admin.Recovered
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	why := "an operator gave up " + strings.Join(names, ", ")
+	if len(names) == 0 {
+		why = "an operator made the only node vote again"
+	}
 	if len(yielded) > 0 {
 		why = "yield token of " + strings.Join(slices.Sorted(maps.Keys(yielded)), ", ")
 	}
