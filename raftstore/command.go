@@ -62,6 +62,7 @@ var changes = map[string]func() Change{
 	"node.join":      func() Change { return &JoinNode{} },
 	"node.update":    func() Change { return &UpdateNode{} },
 	"node.rejoin":    func() Change { return &RejoinNode{} },
+	"node.leave":     func() Change { return &LeaveNode{} },
 	"node.remove":    func() Change { return &RemoveNode{} },
 	"epoch":          func() Change { return &StartEpoch{} },
 	"node.weight":    func() Change { return &SetWeight{} },

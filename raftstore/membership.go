@@ -54,13 +54,21 @@ func (s *Store) reconcile(r *raft.Raft, state *State) error {
 	}
 	// Those that are gone first: a quorum is counted over all that are listed.
 	for id := range servers {
-		if _, ok := state.NodeByID(string(id)); !ok {
-			s.opt.Log.Info("server removed from raft", "id", id)
-			return r.RemoveServer(id, 0, timeout).Error()
+		n, ok := state.NodeByID(string(id))
+		switch {
+		case ok && !n.Leaving:
+			continue
+		case string(id) == s.serverID() && len(servers) > 1:
+			return r.LeadershipTransfer().Error() // the next leader does it
 		}
+		s.opt.Log.Info("server removed from raft", "id", id)
+		return r.RemoveServer(id, 0, timeout).Error()
 	}
 	for _, n := range state.SortedNodes() {
 		id, addr := raft.ServerID(n.ID), raft.ServerAddress(n.Peer)
+		if n.Leaving {
+			continue
+		}
 		srv, ok := servers[id]
 		switch {
 		case !ok:

@@ -27,11 +27,11 @@ func (ch JoinNode) apply(s *State, c Command) error {
 	case i.Role != ch.Node.Role:
 		return rejectf("invalid", "this invitation is for a %s", i.Role)
 	}
-	if err := s.checkNode(ch.Node); err != nil {
-		return err
-	}
 	if i.Replaces != "" {
 		return ch.replace(s, i, c)
+	}
+	if err := s.checkNode(ch.Node); err != nil {
+		return err
 	}
 	if _, ok := s.Nodes[ch.Node.Name]; ok {
 		return rejectf("exists", "a node named %s is a member already; a machine that takes its place needs `msgw invite --replace %[1]s`", ch.Node.Name)
@@ -58,6 +58,9 @@ func (ch JoinNode) replace(s *State, i Invite, c Command) error {
 		return rejectf("conflict", "%s is not the node any more that this invitation was to replace", i.Replaces)
 	case ch.Node.Name != old.Name:
 		return rejectf("invalid", "this invitation is for a node named %s, not %s", old.Name, ch.Node.Name)
+	}
+	if err := s.checkNode(ch.Node); err != nil {
+		return err
 	}
 	n := ch.Node
 	n.Host, n.Weight = old.Host, old.Weight
@@ -199,7 +202,7 @@ func (ch RejoinNode) apply(s *State, c Command) error {
 		return rejectf("exists", "the server id %s is taken", ch.New)
 	}
 	s.retire(n, "rejoined", c.At)
-	n.ID = ch.New
+	n.ID, n.Leaving = ch.New, false
 	s.Nodes[n.Name] = n
 	s.Revision = max(s.Revision, ch.Revision)
 	for _, m := range ch.Mailboxes {
@@ -234,6 +237,34 @@ func (s *State) merge(m Mailbox) error {
 	return nil
 }
 
+// LeaveNode takes a member's vote away, the first half of its removal. It is still a
+// member: a vote is taken away with its holder in reach, and counted without it then.
+type LeaveNode struct {
+	Name string `json:"name"`
+	ID   string `json:"id"`
+}
+
+func (LeaveNode) op() string { return "node.leave" }
+func (ch LeaveNode) apply(s *State, _ Command) error {
+	n, ok := s.Nodes[ch.Name]
+	switch {
+	case !ok:
+		return rejectf("missing", "no node is named %s", ch.Name)
+	case n.ID != ch.ID:
+		return rejectf("conflict", "%s was changed at the same time; try again", ch.Name)
+	case n.Role == Site && len(s.Sites()) == 1:
+		return rejectf("conflict", "%s is the only site", ch.Name)
+	}
+	for _, o := range s.Nodes {
+		if o.Leaving && o.Name != n.Name {
+			return rejectf("conflict", "%s is being removed; finish that first", o.Name)
+		}
+	}
+	n.Leaving = true
+	s.Nodes[n.Name] = n
+	return nil
+}
+
 // RemoveNode ends a membership. The proposer has seen that nothing is lost with it.
 type RemoveNode struct {
 	Name string `json:"name"`
@@ -249,8 +280,8 @@ func (ch RemoveNode) apply(s *State, c Command) error {
 		return rejectf("missing", "no node is named %s", ch.Name)
 	case n.ID != ch.ID:
 		return rejectf("conflict", "%s was changed at the same time; try again", ch.Name)
-	case n.Role == Site && len(s.Sites()) == 1:
-		return rejectf("conflict", "%s is the only site", ch.Name)
+	case !n.Leaving:
+		return rejectf("conflict", "%s still votes", ch.Name)
 	}
 	delete(s.Nodes, n.Name)
 	s.retire(n, "removed", c.At)

@@ -178,20 +178,25 @@ func (s *Store) lead() error {
 // confirmLoop keeps confirmed and current up to date.
 func (s *Store) confirmLoop() {
 	for {
-		start := time.Now()
-		if index, err := s.confirmOnce(); err == nil {
-			s.mu.Lock()
-			s.confirmed = start
-			if s.State().Index >= index {
-				s.current = start
-			}
-			s.mu.Unlock()
-		}
+		s.confirm()
 		select {
 		case <-time.After(s.opt.Tick):
 		case <-s.ctx.Done():
 			return
 		}
+	}
+}
+
+// confirm asks once.
+func (s *Store) confirm() {
+	start := time.Now()
+	if index, err := s.confirmOnce(); err == nil {
+		s.mu.Lock()
+		s.confirmed = start
+		if s.State().Index >= index {
+			s.current = start
+		}
+		s.mu.Unlock()
 	}
 }
 

@@ -103,6 +103,7 @@ func (s *Store) Recover(ctx context.Context, why string) error {
 	for {
 		changed := s.Changed()
 		if s.recovering() == nil {
+			s.confirm() // whoever asks next is to see the quorum of one
 			return nil
 		}
 		select {

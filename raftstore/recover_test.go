@@ -325,6 +325,14 @@ func TestRemove(t *testing.T) {
 	b.must(mailbox(1))
 	gone := a.store.State().Nodes["msgw1"]
 	ca := CA{SealedTo: []string{"msgw2"}, Certificate: "after"}
+	if _, err := b.propose(RemoveNode{"msgw1", gone.ID, ca}); err == nil {
+		t.Error("removed with its vote")
+	}
+	b.must(LeaveNode{"msgw1", gone.ID})
+	within(t, 15*time.Second, "msgw1 votes no more", func() bool {
+		s := b.store.Status()
+		return s.Quorum && slices.Equal(s.Voters, []string{"msgw2"})
+	})
 	if _, err := b.propose(RemoveNode{"msgw1", gone.ID, CA{SealedTo: []string{"msgw1", "msgw2"}}}); err == nil {
 		t.Error("removed with the CA still sealed to it")
 	}
@@ -334,7 +342,7 @@ func TestRemove(t *testing.T) {
 		return s.Quorum && slices.Equal(s.Voters, []string{"msgw2"})
 	})
 	b.must(mailbox(2))
-	if _, err := b.propose(RemoveNode{"msgw2", b.node.ID, CA{}}); err == nil {
+	if _, err := b.propose(LeaveNode{"msgw2", b.node.ID}); err == nil {
 		t.Error("the last site was removed")
 	}
 	if _, ok := a.store.State().NodeByID(gone.ID); ok {

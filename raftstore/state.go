@@ -54,6 +54,8 @@ type Node struct {
 	Weight   uint32    `json:"weight"`
 	SealTo   string    `json:"seal_to"` // the node key's public half
 	Joined   time.Time `json:"joined"`
+	// Leaving is set while the node is being removed: it votes no more.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // MailboxStatus says what a mailbox does.

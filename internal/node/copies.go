@@ -84,6 +84,9 @@ func orDefault(d, def time.Duration) time.Duration {
 // shipping is how copies are sent, by the replicated settings.
 func (n *Node) shipping() shadow.Settings {
 	c := n.store.State().Copies
+	if n.lineage.formerly() != "" {
+		c.Return = time.Nanosecond // nobody will say any more what was handed over elsewhere
+	}
 	return shadow.Settings{Times: shadow.Times{Refused: c.Refused, Silent: c.Silent, Wait: c.Wait, Return: c.Return}, Bandwidth: c.Bandwidth}
 }
 

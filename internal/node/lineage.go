@@ -326,10 +326,18 @@ func (n *Node) readmit(ctx context.Context, r rejoinRequest) (joinAnswer, error)
 // said so itself, on its own disk, so nothing can be changed there any more, and all that
 // it ever acknowledged is here.
 func (n *Node) goOnWithout(ctx context.Context, r rejoinRequest, s *raftstore.State) error {
-	st := n.store.Status()
-	others := slices.DeleteFunc(slices.Clone(st.Voters), func(v string) bool { return v == n.id.Name })
-	if st.Quorum || r.Epoch != s.Epoch || len(others) != 1 || others[0] != r.Name || s.Nodes[r.Name].ID == r.New {
+	known := r.Epoch == s.Epoch || slices.ContainsFunc(s.Lineage, func(e raftstore.EpochStart) bool { return e.Parent == r.Epoch })
+	others := slices.DeleteFunc(n.store.Status().Voters, func(v string) bool { return v == n.id.Name })
+	if !known || len(others) != 1 || others[0] != r.Name || s.Nodes[r.Name].ID == r.New {
 		return nil
+	}
+	// The quorum that there was a moment ago had its vote.
+	for end := time.Now().Add(proposeTime); n.store.Status().Quorum && time.Now().Before(end); {
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	err := n.store.Recover(ctx, fmt.Sprintf("%s votes no more: %s", r.Name, r.Why))
 	if errors.Is(err, raftstore.ErrQuorum) {

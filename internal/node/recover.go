@@ -352,6 +352,11 @@ func (n *Node) lineageTrouble(st raftstore.Status) (trouble []string) {
 	if e := n.store.Epoch(); e != s.Epoch {
 		say("a recovery to epoch %s is under way; if it does not end, restart this node", e)
 	}
+	for _, node := range s.SortedNodes() {
+		if node.Leaving {
+			say("%s is being removed and votes no more: `msgw node remove %s` goes on with it", node.Name, node.Name)
+		}
+	}
 	for _, text := range st.SetBack {
 		say("%s: it was set back to an earlier state and is refused until it has rejoined", text)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"msgw/internal/admin"
@@ -45,6 +46,11 @@ func (n operator) RemoveNode(ctx context.Context, r admin.RemoveNode) (admin.Rem
 		if waiting, err := n.emptied(ctx, r, report); err != nil || waiting != "" {
 			return admin.Removal{Waiting: waiting}, err
 		}
+	}
+	if waiting, err := n.unvote(ctx, node); err != nil || waiting != "" {
+		return admin.Removal{Waiting: waiting}, err
+	}
+	if err == nil && node.Role == raftstore.Site {
 		if err := (peerCalls{n.Node}).call(ctx, r.Name, "/leave", struct{}{}, nil); err != nil {
 			return admin.Removal{}, fmt.Errorf("%s cannot be told: %w", r.Name, err)
 		}
@@ -65,6 +71,29 @@ func (n operator) RemoveNode(ctx context.Context, r admin.RemoveNode) (admin.Rem
 	}
 	n.log.Warn("node removed", "node", r.Name, "lost", r.Lost, "handed_over_here", out.Adopted)
 	return out, nil
+}
+
+// unvote takes the vote of a node that leaves away, and says what is still waited for.
+func (n operator) unvote(ctx context.Context, node raftstore.Node) (waiting string, err error) {
+	if !node.Leaving {
+		if _, err := n.change(ctx, raftstore.LeaveNode{Name: node.Name, ID: node.ID}); err != nil {
+			return "", err
+		}
+	}
+	for end := time.Now().Add(proposeTime); ; {
+		st := n.store.Status()
+		if st.Quorum && !slices.Contains(st.Voters, node.Name) && !slices.Contains(st.Learners, node.Name) {
+			return "", nil
+		}
+		if time.Now().After(end) {
+			return node.Name + " still votes", nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
 }
 
 func formerName(s *raftstore.State, name string) (raftstore.Former, bool) {
