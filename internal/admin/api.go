@@ -5,6 +5,7 @@ package admin
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -28,6 +29,7 @@ type Node interface {
 	SetMailboxPolicy(ctx context.Context, id, policy string) (Change, error)
 	Adopt(ctx context.Context, node string) (Copies, error)
 	Journals
+	Backup(ctx context.Context, r BackupRequest, w io.Writer) (Backup, error)
 	Invite(ctx context.Context, r Invite) (Invitation, error)
 }
 
