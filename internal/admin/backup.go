@@ -63,11 +63,6 @@ func sendBackup(w http.ResponseWriter, r *http.Request, n Node, log *slog.Logger
 		return
 	}
 	out := &patientWriter{w: w, control: http.NewResponseController(w)}
-	// The request is read. Its deadline would end the answer too.
-	if err := out.control.SetReadDeadline(time.Time{}); err != nil {
-		answer(w, pattern, log, nil, err)
-		return
-	}
 	w.Header().Set("Trailer", outcomeTrailer)
 	sum, err := n.Backup(r.Context(), in, out)
 	if err != nil && !out.begun {

@@ -86,7 +86,13 @@ func Restore(ctx context.Context, cfg *Config, file io.ReadSeeker, ids []backup.
 	if again.List != held.List {
 		return nil, errors.New("the backup was changed while it was read")
 	}
-	return made, id.save(cfg.State)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := id.save(cfg.State); err != nil {
+		return nil, err
+	}
+	return made, nil
 }
 
 // checkVacant says whether a node can be made in dir, before anything is read or made.
