@@ -64,17 +64,19 @@ func ParseIdentities(r io.Reader) ([]Identity, error) {
 		return nil, fmt.Errorf("identity: more than %d octets", maxIdentities)
 	}
 	n := 0
+	var ids []Identity
 	for line := range strings.Lines(string(b)) {
 		n++
 		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
-		if _, err := age.ParseIdentities(strings.NewReader(line)); err != nil {
-			return nil, fmt.Errorf("identity: line %d is not what age-keygen prints, expected AGE-SECRET-KEY-...", n)
+		one, err := age.ParseIdentities(strings.NewReader(line))
+		if err != nil {
+			return nil, fmt.Errorf("identity: line %d is not what age-keygen prints, which begins with AGE-SECRET-KEY-", n)
 		}
+		ids = append(ids, one...)
 	}
-	ids, err := age.ParseIdentities(bytes.NewReader(b))
-	if err != nil {
+	if len(ids) == 0 {
 		return nil, errors.New("identity: no line begins with AGE-SECRET-KEY-")
 	}
 	return ids, nil

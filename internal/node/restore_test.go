@@ -396,3 +396,85 @@ func TestBackupIsOfOneMoment(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
+
+// A message that was deleted between the listing and the reading leaves no trace, and a
+// damaged one only its name.
+func TestBackupLeavesOut(t *testing.T) {
+	t.Parallel()
+	cfg := stopped(t, 4)
+	j, closeAll, err := openJournals(cfg.State)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll()
+	var metas []journal.Meta
+	j.own.All(func(m journal.Meta) bool { metas = append(metas, m); return true })
+	spoilt := metas[0]
+	for _, m := range metas {
+		if m.Sealed > spoilt.Sealed {
+			spoilt = m // it has a file of its own
+		}
+	}
+	paths, err := filepath.Glob(filepath.Join(cfg.State, journalDir, "*", "bodies", spoilt.ID.String()))
+	if err != nil || len(paths) != 1 {
+		t.Fatalf("%v, %v", paths, err)
+	}
+	f, err := os.OpenFile(paths[0], os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("x"), spoilt.Sealed-1); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	gone := metas[0]
+	if gone == spoilt {
+		gone = metas[1]
+	}
+	if err := j.own.Delete(gone.ID); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	b, err := backup.NewWriter(&out, j.state(), backup.Options{Node: "a", Made: time.Now(), Journal: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sum admin.Backup
+	a := &archiver{ctx: t.Context(), to: b, state: j.state(), made: time.Now(), sum: &sum, log: slog.New(slog.DiscardHandler)}
+	for _, m := range metas {
+		if err := a.one(j.own, m, false); err != nil {
+			t.Error(err)
+		}
+		if err := a.one(j.own, m, true); err != nil { // the same again is not taken again
+			t.Error(err)
+		}
+	}
+	held, err := b.Close()
+	if err != nil || held.Own != 2 || held.Copies != 0 {
+		t.Errorf("%+v, %v", held, err)
+	}
+	if sum.Damaged == 0 || sum.LeftOut[0] != spoilt.ID.String() {
+		t.Errorf("%+v", sum)
+	}
+	c, err := backup.Read(&out, nil, func(m journal.Meta, _ bool, _ io.Reader) error {
+		if m.ID == gone.ID || m.ID == spoilt.ID {
+			t.Errorf("%s is in it", m.ID)
+		}
+		return nil
+	})
+	if err != nil || c.Summary.Own != 2 {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// More than fits is refused before anything of it is stored.
+func TestRestoreNeedsRoom(t *testing.T) {
+	t.Parallel()
+	err := fillJournal(t.Context(), t.TempDir(), 1<<60, func(messageFunc) error {
+		t.Error("it was begun")
+		return nil
+	})
+	if !errors.As(err, new(*OperatorError)) || !errors.Is(err, journal.ErrDiskFull) {
+		t.Errorf("%v", err)
+	}
+}
