@@ -35,8 +35,8 @@ func noQuorum(s admin.Status) bool { return !s.Quorum }
 func bothVote(s admin.Status) bool { return s.Quorum && len(s.Voters) == 2 }
 func inSync(s admin.Status) bool   { return bothVote(s) && s.Copies.State == "SYNC" }
 
-// refused runs a command that must be refused with exit code 2 and words in its answer.
-func (p *pair) refused(site int, words string, args ...string) {
+// refuses runs a command that must be refused with exit code 2 and words in its answer.
+func (p *pair) refuses(site int, words string, args ...string) {
 	p.t.Helper()
 	if out := p.msgw(site, 2, args...); !strings.Contains(out, words) {
 		p.t.Errorf("msgw %s: expected %q in\n%s", strings.Join(args, " "), words, out)
@@ -57,17 +57,17 @@ func together(t *testing.T) *pair {
 func TestRecover(t *testing.T) {
 	t.Parallel()
 	p := together(t)
-	p.refused(0, "there is a quorum", "recover", "msgw2")
-	p.refused(0, "there is a quorum", "yield")
-	p.refused(0, "share one configuration", "rejoin", "msgw2")
+	p.refuses(0, "there is a quorum", "recover", "msgw2")
+	p.refuses(0, "there is a quorum", "yield")
+	p.refuses(0, "share one configuration", "rejoin", "msgw2")
 	waiting, err := p.give(0, report.New(7, 1, 20_000))
 	if err != nil {
 		t.Fatal(err)
 	}
 	p.lab("kill", "msgw1")
 	p.until(1, "no quorum", noQuorum)
-	p.refused(1, "no other node is named nobody", "recover", "nobody")
-	p.refused(1, "expected what `msgw yield` printed", "recover", "--yield", "nonsense")
+	p.refuses(1, "no other node is named nobody", "recover", "nobody")
+	p.refuses(1, "expected what `msgw yield` printed", "recover", "--yield", "nonsense")
 	p.msgw(1, 1, "invite", "--replace", "msgw1") // it needs a quorum
 	p.msgw(1, 1, "mailbox", "create")
 
@@ -101,7 +101,7 @@ func TestRecover(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("mail while the glass was broken: %v", err)
 	}
-	p.refused(1, "there is a quorum", "recover", "msgw1")
+	p.refuses(1, "there is a quorum", "recover", "msgw1")
 	made := p.msgw(1, 0, "mailbox", "create", "--json")
 
 	p.lab("start", "msgw1")
@@ -184,9 +184,9 @@ func copyDir(t *testing.T, from, to string) {
 func TestReplace(t *testing.T) {
 	t.Parallel()
 	p := together(t)
-	p.refused(0, "msgw2 lives", "invite", "--replace", "msgw2")
-	p.refused(0, "no node is named msgw9", "invite", "--replace", "msgw9")
-	p.refused(0, "this node is msgw1", "invite", "--replace", "msgw1")
+	p.refuses(0, "msgw2 lives", "invite", "--replace", "msgw2")
+	p.refuses(0, "no node is named msgw9", "invite", "--replace", "msgw9")
+	p.refuses(0, "this node is msgw1", "invite", "--replace", "msgw1")
 	var both []string
 	for i := range 3 {
 		both = append(both, p.mustGive(1, report.New(9, i, 30_000)))
@@ -261,7 +261,7 @@ func TestReplace(t *testing.T) {
 	if err != nil || got[only] == nil || len(got) != 4 {
 		t.Errorf("the old one hands over %v, %v", ids(got), err)
 	}
-	p.refused(1, "no member", "recover", "msgw1")
+	p.refuses(1, "no member", "recover", "msgw1")
 	p.nodes[1] = row
 	for site := range 2 {
 		p.until(site, "in SYNC still", func(s admin.Status) bool { return inSync(s) && len(s.Trouble) == 0 })
@@ -383,7 +383,7 @@ func TestFork(t *testing.T) {
 			t.Errorf("expected %q in\n%s", want, out)
 		}
 	}
-	p.refused(0, "no other node is named msgw1", "rejoin", "msgw1")
+	p.refuses(0, "no other node is named msgw1", "rejoin", "msgw1")
 	p.msgw(0, 0, "rejoin", "msgw2")
 	for site := range 2 {
 		p.until(site, "in SYNC", inSync)
@@ -426,17 +426,17 @@ func TestYield(t *testing.T) {
 	if _, err := p.give(0, report.New(15, 0, 2000)); err != nil {
 		t.Errorf("mail at the site that yielded: %v", err)
 	}
-	p.refused(0, "is not another member", "recover", "--yield", token) // its own
+	p.refuses(0, "is not another member", "recover", "--yield", token) // its own
 	p.lab("kill", "msgw1")
 	p.lab("start", "msgw2")
 	p.until(1, "no quorum", noQuorum)
 	forged := token[:len(token)-6] + "AAAAAA"
-	p.refused(1, "yield token", "recover", "--yield", forged)
+	p.refuses(1, "yield token", "recover", "--yield", forged)
 	p.lab("start", "msgw1") // it lives, votes no more, and asks to be taken in
 	for site := range 2 {
 		p.until(site, "in SYNC", func(s admin.Status) bool { return inSync(s) && s.Epoch == 2 })
 	}
-	p.refused(1, "it is of epoch 1", "recover", "--yield", token) // over and done
+	p.refuses(1, "it is of epoch 1", "recover", "--yield", token) // over and done
 	if got, err := p.fetch(0, -1); err != nil || len(got) != 1 {
 		t.Errorf("what it took meanwhile: %v, %v", ids(got), err)
 	}
@@ -446,9 +446,9 @@ func TestYield(t *testing.T) {
 func TestRemove(t *testing.T) {
 	t.Parallel()
 	p := together(t)
-	p.refused(0, "this node is msgw1", "node", "remove", "msgw1")
-	p.refused(0, "no node is named msgw7", "node", "remove", "msgw7")
-	p.refused(0, "msgw2 lives", "node", "remove", "msgw2", "--lost")
+	p.refuses(0, "this node is msgw1", "node", "remove", "msgw1")
+	p.refuses(0, "no node is named msgw7", "node", "remove", "msgw7")
+	p.refuses(0, "msgw2 lives", "node", "remove", "msgw2", "--lost")
 	id := p.mustGive(1, report.New(17, 0, 20_000))
 	if out := p.msgw(0, 1, "node", "remove", "msgw2", "--for", "1s"); !strings.Contains(out, "1 messages wait at msgw2 until the archive has fetched them") {
 		t.Error(out)
@@ -467,7 +467,7 @@ func TestRemove(t *testing.T) {
 	if _, err := p.give(1, report.New(17, 1, 100)); !errors.As(err, &te) || te.Code/100 != 4 {
 		t.Errorf("the removed site answers mail with %v", err)
 	}
-	p.refused(0, "msgw2 was removed", "node", "remove", "msgw2")
+	p.refuses(0, "msgw2 was removed", "node", "remove", "msgw2")
 	p.msgw(0, 0, "node", "weight", "msgw1", "2")
 	p.lab("kill", "msgw2")
 	p.lab("start", "msgw2")

@@ -48,7 +48,7 @@ func build(m *testing.M) int {
 // single is an appliance of one node.
 type single struct {
 	t                      *testing.T
-	dir, config            string
+	name, dir, config      string
 	smtp, pop3, pop3s, dns string
 
 	mu  sync.Mutex
@@ -78,18 +78,25 @@ func freePort(t *testing.T) string {
 
 func newSingle(t *testing.T) *single {
 	t.Helper()
-	base := t.TempDir()
-	at := func() string { return "127.0.0.1:" + freePort(t) }
-	s := &single{t: t, dir: filepath.Join(base, "a"), config: filepath.Join(base, "a.toml"), smtp: at(), pop3: at(), pop3s: at(), dns: at()}
-	_, smtp, _ := net.SplitHostPort(s.smtp)
-	_, dns, _ := net.SplitHostPort(s.dns)
-	text := fmt.Sprintf("name = \"a\"\nstate = %q\n[listen]\nsmtp = %q\npop3 = %q\npop3s = %q\ndns = %q\npeer = %q\n[public]\nipv4 = [\"127.0.0.1\"]\nsmtp_port = %s\ndns_port = %s\n",
-		s.dir, s.smtp, s.pop3, s.pop3s, s.dns, at(), smtp, dns)
-	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	s := newMachine(t, "a")
 	if out, err := exec.Command(program, "init", "--config", s.config, "--zone", zone).CombinedOutput(); err != nil {
 		t.Fatalf("init: %v\n%s", err, out)
+	}
+	return s
+}
+
+// newMachine is a machine with a configuration file and no node yet.
+func newMachine(t *testing.T, name string) *single {
+	t.Helper()
+	base := t.TempDir()
+	at := func() string { return "127.0.0.1:" + freePort(t) }
+	s := &single{t: t, name: name, dir: filepath.Join(base, name), config: filepath.Join(base, name+".toml"), smtp: at(), pop3: at(), pop3s: at(), dns: at()}
+	_, smtp, _ := net.SplitHostPort(s.smtp)
+	_, dns, _ := net.SplitHostPort(s.dns)
+	text := fmt.Sprintf("name = %q\nstate = %q\n[listen]\nsmtp = %q\npop3 = %q\npop3s = %q\ndns = %q\npeer = %q\n[public]\nipv4 = [\"127.0.0.1\"]\nsmtp_port = %s\ndns_port = %s\n",
+		s.name, s.dir, s.smtp, s.pop3, s.pop3s, s.dns, at(), smtp, dns)
+	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	var err error
 	if s.log, err = os.Create(filepath.Join(base, "log")); err != nil {
@@ -188,7 +195,7 @@ func (s *single) sender() *sender.Sender {
 
 // fetch runs one POP3 session and returns the messages by UIDL.
 func (s *single) fetch(ctx context.Context, c admin.Credentials, password string, stls, remove bool) (map[string][]byte, error) {
-	cfg := archive.Config{Address: s.pop3s, User: c.ID, Password: password, TLS: &tls.Config{RootCAs: s.trust(), ServerName: "a." + zone}}
+	cfg := archive.Config{Address: s.pop3s, User: c.ID, Password: password, TLS: &tls.Config{RootCAs: s.trust(), ServerName: s.name + "." + zone}}
 	if stls {
 		cfg.Address, cfg.STLS = s.pop3, true
 	}

@@ -93,8 +93,8 @@ func rootCommand() *cobra.Command {
 		Long: `msgw takes journal mail over SMTP at two sites, seals each message at rest, steers
 the senders with its own DNS, and hands the mail to the archive over POP3.
 
-A node is made once, with init at the first site and join at the others, and then
-runs with serve. All other commands talk to the node on this machine.`,
+A node is made once, with init at the first site and join at the others, or with
+restore from a backup, and then runs with serve. All other commands talk to the node on this machine.`,
 		Version:       versionText(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -107,8 +107,8 @@ runs with serve. All other commands talk to the node on this machine.`,
 		&cobra.Group{ID: "operate", Title: "Operate the appliance:"},
 		&cobra.Group{ID: "disaster", Title: "When a site is lost:"},
 		&cobra.Group{ID: "try", Title: "Try it:"})
-	root.AddCommand(serveCommand(), initCommand(), joinCommand(),
-		inviteCommand(), statusCommand(), mailboxCommand(), nodeCommand(), copiesCommand(), journalCommand(), dnsCommand(), acmeCommand(), caCommand(),
+	root.AddCommand(serveCommand(), initCommand(), joinCommand(), restoreCommand(),
+		inviteCommand(), statusCommand(), mailboxCommand(), nodeCommand(), copiesCommand(), journalCommand(), backupCommand(), verifyCommand(), dnsCommand(), acmeCommand(), caCommand(),
 		recoverCommand(), yieldCommand(), rejoinCommand(), labCommand(), versionCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	strictArgs(root)

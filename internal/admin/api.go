@@ -5,6 +5,7 @@ package admin
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -29,6 +30,7 @@ type Node interface {
 	Adopt(ctx context.Context, node string) (Copies, error)
 	Journals
 	Disaster
+	Backup(ctx context.Context, r BackupRequest, w io.Writer) (Backup, error)
 	Invite(ctx context.Context, r Invite) (Invitation, error)
 }
 

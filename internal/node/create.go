@@ -98,6 +98,14 @@ func Init(cfg *Config, o InitOptions) (err error) {
 
 // complete writes what makes a state directory a node; the identity comes last.
 func (id *identity) complete(dir, cert string) error {
+	if err := id.furnish(dir, cert); err != nil {
+		return err
+	}
+	return id.save(dir)
+}
+
+// furnish writes what a node needs beside its configuration and its identity.
+func (id *identity) furnish(dir, cert string) error {
 	if err := durable.ReplaceFile(filepath.Join(dir, peerCertFile), []byte(cert)); err != nil {
 		return err
 	}
@@ -108,7 +116,7 @@ func (id *identity) complete(dir, cert string) error {
 			}
 		}
 	}
-	return id.save(dir)
+	return nil
 }
 
 // claimState makes sure that dir is an empty directory, held by this process. When
@@ -121,11 +129,8 @@ func claimState(dir string, failed *error) (release func(), err error) {
 	if err != nil {
 		return nil, operatorError(fmt.Errorf("state: %w", err), "")
 	}
-	for _, e := range entries {
-		if e.Name() != lockFile {
-			return nil, operatorError(fmt.Errorf("state: %s is not empty: it holds %s", dir, e.Name()),
-				"a node is made in an empty directory; move what is there away if it is no longer wanted")
-		}
+	if err := checkEmpty(dir, entries); err != nil {
+		return nil, err
 	}
 	if err := checkOwner(dir); err != nil {
 		return nil, err
@@ -144,6 +149,16 @@ func claimState(dir string, failed *error) (release func(), err error) {
 		lock.Close()
 		durable.SyncDir(filepath.Dir(dir))
 	}, nil
+}
+
+func checkEmpty(dir string, entries []os.DirEntry) error {
+	for _, e := range entries {
+		if e.Name() != lockFile {
+			return operatorError(fmt.Errorf("state: %s is not empty: it holds %s", dir, e.Name()),
+				"a node is made in an empty directory; move what is there away if it is no longer wanted")
+		}
+	}
+	return nil
 }
 
 // checkOwner keeps root from making a node in another user's directory: the service,

@@ -179,7 +179,7 @@ func lockState(dir string) (*os.File, error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, operatorError(fmt.Errorf("%s is in use by another msgw", dir), "if it is a node, `msgw status --dir "+dir+"` asks it once it has started; if it is `msgw journal`, wait until that has ended")
+			return nil, operatorError(fmt.Errorf("%s is in use by another msgw", dir), "if it is a node, `msgw status --dir "+dir+"` asks it once it has started; if it is `msgw journal` or `msgw backup`, wait until that has ended")
 		}
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}

@@ -39,6 +39,14 @@ func (n *Node) journals() (*journals, error) {
 
 // OpenJournals opens the journals of a site that does not run. Close it.
 func OpenJournals(dir string) (admin.Journals, func() error, error) {
+	j, closeAll, err := openJournals(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	return j, closeAll, nil
+}
+
+func openJournals(dir string) (*journals, func() error, error) {
 	id, err := loadIdentity(dir)
 	if err != nil {
 		return nil, nil, err
