@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -85,17 +86,20 @@ type reached struct {
 
 const reachedName = "reached.json"
 
-func loadReached(dir string) (*reached, error) {
+// loadReached reads what was remembered. A file that does not parse is no reason to serve
+// nothing: it is begun anew.
+func loadReached(dir string, log *slog.Logger) (*reached, error) {
 	r := &reached{path: filepath.Join(dir, reachedName), m: map[string]LogEnd{}}
 	b, err := os.ReadFile(r.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
 	}
-	if err == nil {
-		err = json.Unmarshal(b, &r.m)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", r.path, err)
+		return nil, err
+	}
+	if err := json.Unmarshal(b, &r.m); err != nil {
+		log.Error("how far the other servers were is forgotten; one that was set back may not be noticed", "file", r.path, "err", err)
+		r.m = map[string]LogEnd{}
 	}
 	return r, nil
 }

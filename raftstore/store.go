@@ -136,7 +136,7 @@ func Open(opt Options) (*Store, error) {
 	}
 	s := &Store{opt: opt, fsm: newMachine(opt.Dir, loaded, opt.Log), stop: make(chan struct{}), setBack: make(chan error, 1), id: opt.ID, refused: map[string]string{}}
 	s.fsm.retry = 5 * opt.Tick
-	if s.reached, err = loadReached(opt.Dir); err != nil {
+	if s.reached, err = loadReached(opt.Dir, opt.Log); err != nil {
 		return nil, err
 	}
 	if err := s.loadPart(); err != nil {

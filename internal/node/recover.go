@@ -339,6 +339,17 @@ func orEmpty(list []string) []string {
 	return list
 }
 
+// forks counts the sites in reach that are of another lineage.
+func (n *Node) forks() (count int) {
+	s := n.store.State()
+	for _, name := range s.Sites() {
+		if seen, ok := n.lineage.seen(name); ok && name != n.id.Name && s.Line().Relate(seen.line) == raftstore.Fork {
+			count++
+		}
+	}
+	return count
+}
+
 // lineageTrouble says what a person should look at.
 func (n *Node) lineageTrouble(st raftstore.Status) (trouble []string) {
 	say := func(format string, args ...any) { trouble = append(trouble, fmt.Sprintf(format, args...)) }

@@ -180,6 +180,11 @@ func (n *Node) registerGauges() {
 	gauge("quorum", "1 if configuration changes can be made.", func() float64 { return truth(n.store.Status().Quorum) })
 	gauge("config_revision", "Revision of the configuration, which is the zone's SOA serial.", func() float64 { return float64(n.store.State().Revision) })
 	gauge("config_trouble", "1 if configurations diverged or the file cannot be written.", func() float64 { return truth(n.store.Status().Err != nil) })
+	gauge("epoch", "Number of the configuration's epoch; a recovery raises it.", func() float64 { return float64(n.store.State().Epoch.Number) })
+	gauge("voting", "1 if this node takes part in changes: 0 after it has renounced its vote, until it has rejoined.", func() float64 {
+		return truth(n.store.Renounced() == nil && n.lineage.formerly() == "")
+	})
+	gauge("forks", "Sites in reach whose configuration went on without this one's.", func() float64 { return float64(n.forks()) })
 	if n.witness {
 		return
 	}
