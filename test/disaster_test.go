@@ -517,3 +517,57 @@ func TestRemoveAndAdopt(t *testing.T) {
 		})
 	}
 }
+
+// A site and the witness are lost together; the witness comes back, then the site. And a
+// lost witness is replaced.
+func TestRecoverFromTwoLosses(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, "--witness")
+	three := func(s admin.Status) bool { return s.Quorum && len(s.Voters) == 3 && len(s.Trouble) == 0 }
+	p.until(0, "all vote", three)
+	p.refuses(2, "a witness cannot go on alone", "recover", "msgw1", "msgw2")
+	p.lab("kill", "msgw1")
+	p.until(1, "goes on with the witness", func(s admin.Status) bool { return s.Quorum && s.Leader == "msgw2" })
+	p.msgw(1, 0, "node", "weight", "msgw2", "4")
+	p.lab("kill", "witness")
+	p.until(1, "no quorum", noQuorum)
+	p.refuses(1, "witness is not named", "recover", "msgw1")
+	if out := p.msgw(1, 0, "recover"); !strings.Contains(out, "`msgw recover msgw1 witness`") {
+		t.Error(out)
+	}
+	if out := p.msgw(1, 0, "recover", "msgw1", "witness"); !strings.Contains(out, "are missing here") {
+		t.Error(out)
+	}
+	p.lab("start", "witness")
+	p.until(1, "votes with the witness", func(s admin.Status) bool { return bothVote(s) && slices.Contains(s.Voters, "witness") })
+	p.lab("start", "msgw1")
+	for site := range 3 {
+		p.until(site, "all vote again", func(s admin.Status) bool { return three(s) && s.Epoch == 2 })
+	}
+
+	p.lab("kill", "witness")
+	if err := os.RemoveAll(p.nodes[2].Dir); err != nil {
+		t.Fatal(err)
+	}
+	labtest.Within(t, 20*time.Second, "the witness is gone", func() error {
+		out, err := p.Msgw("invite", "--replace", "witness", "--dir", p.nodes[0].Dir)
+		if err == nil {
+			out, err = p.Msgw("join", lastLine(out), "--config", filepath.Join(p.Dir, "witness.toml"))
+		}
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	})
+	p.lab("start", "witness")
+	for site := range 3 {
+		p.until(site, "all vote with the new witness", three)
+	}
+	p.msgw(0, 0, "node", "remove", "witness")
+	for site := range 2 {
+		p.until(site, "two vote", func(s admin.Status) bool { return bothVote(s) && len(s.Peers) == 1 && len(s.Trouble) == 0 })
+	}
+	p.until(2, "the witness knows", func(s admin.Status) bool {
+		return slices.ContainsFunc(s.Trouble, func(x string) bool { return strings.Contains(x, "no member of the appliance any more") })
+	})
+}
