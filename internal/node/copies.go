@@ -151,6 +151,14 @@ type mailStore struct{ n *Node }
 func (s mailStore) NewBody(id journal.ID) smtpnode.Body { return s.n.shipper.NewBody(id) }
 
 func (s mailStore) Commit(ctx context.Context, strict bool, ms ...smtpnode.Message) (copies int, err error) {
+	s.n.committing.RLock()
+	defer s.n.committing.RUnlock()
+	if why := s.n.gone(); why != "" { // since its transfer began
+		for _, m := range ms {
+			m.Body.Discard()
+		}
+		return 0, errors.New(why)
+	}
 	out := make([]shadow.Message, len(ms))
 	for i, m := range ms {
 		out[i] = shadow.Message{Meta: m.Meta, Body: m.Body.(*shadow.Body)}

@@ -134,10 +134,23 @@ func (n *Node) takeOverHeld() error {
 	return n.holder.Adopt()
 }
 
-// leave makes this node take no mail for a while: it is being removed.
-func (n *Node) leave() {
+// leave makes this node take no mail for a while: it is being removed. When it returns nil
+// every message that was acknowledged has its copy, unless the policy took it with one.
+func (n *Node) leave(ctx context.Context) error {
 	n.leaving.Store(time.Now().Add(leaveTime).UnixNano())
 	n.log.Warn("this node is being removed: it takes no mail")
+	for !n.committing.TryLock() {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("a message is still being taken: %w", ctx.Err())
+		}
+	}
+	n.committing.Unlock()
+	if r := n.shipper.Report(); r.State != shadow.Sync {
+		return fmt.Errorf("not every message has its copy: the state is %s", r.State)
+	}
+	return nil
 }
 
 // gone says why this node takes no mail as a member, or nothing.
