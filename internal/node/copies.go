@@ -148,9 +148,18 @@ type mailStore struct{ n *Node }
 func (s mailStore) NewBody(id journal.ID) smtpnode.Body { return s.n.shipper.NewBody(id) }
 
 func (s mailStore) Commit(ctx context.Context, strict bool, ms ...smtpnode.Message) (copies int, err error) {
+	s.n.committing.Add(1)
+	defer s.n.committing.Add(-1)
 	out := make([]shadow.Message, len(ms))
 	for i, m := range ms {
 		out[i] = shadow.Message{Meta: m.Meta, Body: m.Body.(*shadow.Body)}
+	}
+	// The transfer may have begun before this node heard that it is no member any more.
+	if why := s.n.gone(); why != "" {
+		for _, m := range out {
+			m.Body.Discard()
+		}
+		return 0, errors.New(why)
 	}
 	return s.n.shipper.Commit(ctx, strict, out...)
 }

@@ -58,6 +58,8 @@ type Node struct {
 
 	rejoining sync.Mutex   // held while this node changes its lineage
 	leaving   atomic.Int64 // until when this node takes no mail, in nanoseconds since 1970
+
+	committing atomic.Int64 // messages that are being stored
 }
 
 // Run runs the node that cfg describes until ctx ends. It returns *OperatorError

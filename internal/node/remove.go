@@ -45,8 +45,18 @@ func (n operator) RemoveNode(ctx context.Context, r admin.RemoveNode) (admin.Rem
 		if waiting, err := n.emptied(ctx, r, report); err != nil || waiting != "" {
 			return admin.Removal{Waiting: waiting}, err
 		}
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, leaveTime-10*time.Second) // while it takes no mail for certain
+		defer cancel()
 		if err := (peerCalls{n.Node}).call(ctx, r.Name, "/leave", struct{}{}, nil); err != nil {
 			return admin.Removal{}, fmt.Errorf("%s cannot be told: %w", r.Name, err)
+		}
+		// Mail may have come in since the first look.
+		if report, err = n.ask(ctx, r.Name); err != nil {
+			return admin.Removal{}, fmt.Errorf("%s cannot be asked: %w", r.Name, err)
+		}
+		if waiting, err := n.emptied(ctx, r, report); err != nil || waiting != "" {
+			return admin.Removal{Waiting: waiting}, err
 		}
 	}
 	sealed, err := n.resealCA(s, raftstore.Node{}, r.Name)
@@ -105,10 +115,20 @@ func (n *Node) takeOverHeld() error {
 	return n.holder.Adopt()
 }
 
-// leave makes this node take no mail for a while: it is being removed.
-func (n *Node) leave() {
+// leave makes this node take no mail for a while: it is being removed. When it returns
+// nil, everything that senders were told was taken is in the journal.
+func (n *Node) leave(ctx context.Context) error {
 	n.leaving.Store(time.Now().Add(leaveTime).UnixNano())
 	n.log.Warn("this node is being removed: it takes no mail")
+	for n.committing.Load() > 0 {
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("a message is being stored at this moment: %w", ctx.Err())
+		}
+	}
+	n.leaving.Store(time.Now().Add(leaveTime).UnixNano())
+	return nil
 }
 
 // gone says why this node takes no mail as a member, or nothing.

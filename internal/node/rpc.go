@@ -34,7 +34,7 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 	handle(rpc, "/confirm", func(context.Context, struct{}) (uint64, error) { return n.store.Confirm() })
 	handle(rpc, "/holdings", func(context.Context, struct{}) (holdings, error) { return n.holdings(), nil })
 	handle(rpc, "/drain", func(_ context.Context, d admin.SetDrain) (admin.Drain, error) { return n.setOwnDrain(d) })
-	handle(rpc, "/leave", func(context.Context, struct{}) (struct{}, error) { n.leave(); return struct{}{}, nil })
+	handle(rpc, "/leave", func(ctx context.Context, _ struct{}) (struct{}, error) { return struct{}{}, n.leave(ctx) })
 	rpc.HandleFunc("POST /sign", n.signWitness)
 
 	status := http.NewServeMux()
