@@ -25,6 +25,9 @@ type StartEpoch struct {
 	Epoch  Epoch  `json:"epoch"`
 	Parent Epoch  `json:"parent"`
 	Why    string `json:"why"`
+	// Where the parent ended, if the log could not be gone on with and counts anew.
+	Index uint64 `json:"index,omitempty"`
+	Hash  string `json:"hash,omitempty"`
 }
 
 func (StartEpoch) op() string { return "epoch" }
@@ -33,6 +36,9 @@ func (ch StartEpoch) apply(s *State, c Command) error {
 		return rejectf("conflict", "epoch %s does not follow %s", ch.Epoch, s.Epoch)
 	}
 	e := EpochStart{Epoch: ch.Epoch, Parent: s.Epoch, Index: s.Index, Hash: s.Hash, At: c.At, By: c.By, Why: ch.Why}
+	if ch.Hash != "" {
+		e.Index, e.Hash = ch.Index, ch.Hash
+	}
 	for _, n := range s.SortedNodes() {
 		if n.Name != c.By {
 			e.Lost = append(e.Lost, n.Name)

@@ -22,6 +22,9 @@ type instance struct {
 // errNotRunning says that this node takes no part in raft now.
 var errNotRunning = fmt.Errorf("%w: this node takes no part in changes now", ErrNoQuorum)
 
+// errClosed says that the store is being closed.
+var errClosed = errors.New("the store is closed")
+
 // openLogs opens raft's files.
 func openLogs(dir string, log hclog.Logger) (*raftboltdb.BoltStore, raft.SnapshotStore, error) {
 	dir = filepath.Join(dir, raftDir)
@@ -41,6 +44,9 @@ func openLogs(dir string, log hclog.Logger) (*raftboltdb.BoltStore, raft.Snapsho
 func (s *Store) restart(prepare func() error) (err error) {
 	s.using.Lock()
 	defer s.using.Unlock()
+	if s.ctx.Err() != nil {
+		return errClosed // nobody would end the next run
+	}
 	defer func() {
 		s.mu.Lock()
 		s.failed = err
@@ -74,7 +80,7 @@ func (s *Store) startRaft() error {
 	// before raft counts on it.
 	trans := observe(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: conns, MaxPool: 3, MaxRPCsInFlight: 1,
 		Timeout: 10 * s.opt.Tick, Logger: c.Logger, ServerAddressProvider: addresses{s.fsm}}), s.reached.note)
-	r, err := raft.NewRaft(c, s.fsm, logs, logs, snaps, trans)
+	r, err := raft.NewRaft(c, s.fsm, overwritten{logs}, logs, snaps, trans)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft: %w", err), trans.Close(), logs.Close())
 	}
@@ -86,7 +92,9 @@ func (s *Store) startRaft() error {
 func (s *Store) stopRaft() error {
 	x := s.run.Swap(nil)
 	s.mu.Lock()
-	s.begun, s.confirmed = 0, s.confirmed.Add(-5*s.opt.Tick) // a new run finds out anew
+	if s.begun = 0; !s.confirmed.IsZero() {
+		s.confirmed = s.confirmed.Add(-5 * s.opt.Tick) // a new run finds out anew
+	}
 	s.mu.Unlock()
 	if x == nil {
 		return nil

@@ -59,6 +59,11 @@ func logEnd(logs raft.LogStore, stable raft.StableStore, snaps raft.SnapshotStor
 		}
 		e.LastIndex, e.LastTerm = last, l.Term
 	}
+	was, err := dropped(stable)
+	if err != nil {
+		return e, err
+	}
+	e = e.merge(was)
 	list, err := snaps.List()
 	if err != nil {
 		return e, err

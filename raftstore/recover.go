@@ -108,6 +108,8 @@ func (s *Store) Recover(ctx context.Context, why string) error {
 		}
 		select {
 		case <-changed:
+		case <-s.ctx.Done():
+			return fmt.Errorf("%w: the new epoch has not begun yet: %w", ErrUnknown, errClosed)
 		case <-ctx.Done():
 			return fmt.Errorf("%w: the new epoch has not begun yet: %w", ErrUnknown, ctx.Err())
 		}
@@ -141,7 +143,7 @@ func (s *Store) setRecovering(r *recovery) {
 // be repeated.
 func (s *Store) rewrite(r *recovery) error {
 	dir := s.opt.Dir
-	if err := archive(dir, fmt.Sprint(archivePart, r.Start.Epoch.Number)); err != nil {
+	if err := archive(dir, fmt.Sprint(archivePart, r.Start.Epoch)); err != nil {
 		return fmt.Errorf("copy raft's directory aside: %w", err)
 	}
 	node, ok := s.State().NodeByID(s.serverID())
@@ -158,7 +160,9 @@ func (s *Store) rewrite(r *recovery) error {
 	}
 	if errors.Is(err, ErrNoState) {
 		// Raft's log lacks what the file has, which is what was served: begin from that.
-		err = s.beginFrom(loaded, node.ID)
+		if err = s.keepParent(r, loaded); err == nil {
+			err = s.beginFrom(loaded, node.ID)
+		}
 	}
 	if err != nil {
 		return err
@@ -189,6 +193,32 @@ func rewriteLog(dir, id string, self raft.Configuration, loaded *State) error {
 		return errors.Join(fmt.Errorf("rewrite raft's log: %w", err), fsm.stuckErr())
 	}
 	return logs.Close()
+}
+
+// keepParent keeps where the old epoch ended before its log is given up: the new one
+// counts from the beginning, and a node that returns is compared with the old.
+func (s *Store) keepParent(r *recovery, loaded *State) error {
+	if r.Start.Hash != "" {
+		return nil // an attempt of before has kept it
+	}
+	var c Command
+	if err := json.Unmarshal(r.Command, &c); err != nil {
+		return err
+	}
+	next := *r
+	next.Start.Index, next.Start.Hash = loaded.Index, loaded.Hash
+	var err error
+	if c.Args, err = json.Marshal(next.Start); err != nil {
+		return err
+	}
+	if next.Command, err = json.Marshal(c); err != nil {
+		return err
+	}
+	if err := saveJSON(filepath.Join(s.opt.Dir, recoveryName), next); err != nil {
+		return err
+	}
+	s.setRecovering(&next)
+	return nil
 }
 
 // beginFrom gives this node a new raft log that begins with a state.
@@ -324,5 +354,5 @@ func copyFile(from, to string) error {
 // kept aside. It returns fs.ErrNotExist if this node did not begin that epoch, or not
 // lately.
 func LoadArchived(dir string, e Epoch) (*State, error) {
-	return loadMaterialised(filepath.Join(dir, fmt.Sprint(raftDir, archivePart, e.Number)))
+	return loadMaterialised(filepath.Join(dir, fmt.Sprint(raftDir, archivePart, e)))
 }

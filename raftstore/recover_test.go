@@ -142,7 +142,7 @@ func TestRecoveryIsFinishedAfterACrash(t *testing.T) {
 			}
 			switch step {
 			case "archived":
-				if err := archive(a.dir, archivePart+"2"); err != nil {
+				if err := archive(a.dir, archivePart+r.Start.Epoch.String()); err != nil {
 					t.Fatal(err)
 				}
 			case "rewritten":

@@ -296,6 +296,7 @@ func (s *Store) Position() Position {
 // history, records a divergence, and remembers how far that member's log is, and the others'.
 func (s *Store) Compare(peer string, p Position) {
 	state := s.State()
+	s.compareOwn(peer, p)
 	if n, ok := state.Nodes[peer]; ok && n.ID == p.Server {
 		s.reached.note(p.Server, p.Log)
 		// A server that was set back may first meet one that never heard it itself.
@@ -310,6 +311,23 @@ func (s *Store) Compare(peer string, p Position) {
 	s.fsm.mu.Unlock()
 	if ok && own != p.Hash && p.Hash != "" {
 		s.fsm.noteDivergence(fmt.Errorf("%s has another configuration at command %d", peer, p.Index))
+	}
+}
+
+// compareOwn holds what another member remembers of this node's log against what there
+// is. A node that was set back to before the other one's server id gets no raft
+// connection on which it could hear of it.
+func (s *Store) compareOwn(peer string, p Position) {
+	x := s.run.Load()
+	if x == nil || s.recovering() != nil {
+		return
+	}
+	was, ok := p.Reached[x.id]
+	if !ok {
+		return
+	}
+	if end, err := logEnd(x.logs, x.logs, x.snaps); err == nil && end.behind(was) {
+		s.noteSetBack(fmt.Errorf("%w: its log is at %s, and %s has seen it at %s", ErrSetBack, end, peer, was))
 	}
 }
 

@@ -108,12 +108,13 @@ func (s *streams) accept(c net.Conn) {
 		return
 	}
 	t, err := x.track(c)
-	if err == nil {
-		err = s.answer(t, id, x.end)
-	}
 	if err != nil {
-		s.log.Debug("raft connection refused", "peer", c.RemoteAddr().String(), "err", err)
 		c.Close()
+		return
+	}
+	if err := s.answer(t, id, x.end); err != nil {
+		s.log.Debug("raft connection refused", "peer", c.RemoteAddr().String(), "err", err)
+		t.Close()
 		return
 	}
 	select {
@@ -175,12 +176,13 @@ func (x *session) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn
 		return nil, err
 	}
 	t, err := x.track(c)
-	if err == nil {
-		_, id := x.now()
-		err = x.greet(t, id, x.end)
-	}
 	if err != nil {
 		c.Close()
+		return nil, err
+	}
+	_, id := x.now()
+	if err := x.greet(t, id, x.end); err != nil {
+		t.Close()
 		return nil, err
 	}
 	return t, nil

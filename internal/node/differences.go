@@ -8,15 +8,26 @@ import (
 	"msgw/raftstore"
 )
 
-// before returns the configuration that this node had when its epoch began, which it
-// kept aside then; nil if there is none.
-func (n *Node) before(s *raftstore.State) *raftstore.State {
-	base, err := raftstore.LoadArchived(n.cfg.State, s.Epoch)
+// before returns the configuration that this node had when its lineage parted from
+// another one, which it kept aside then; nil if there is none.
+func (n *Node) before(s, theirs *raftstore.State) *raftstore.State {
+	base, err := raftstore.LoadArchived(n.cfg.State, parted(s.Line(), theirs.Line()))
 	if err != nil {
 		n.log.Info("what this node has changed is not told from what the others have: its configuration of before is not at hand", "err", err)
 		return nil
 	}
 	return base
+}
+
+// parted returns the first epoch of own that the other lineage has not. Several may have
+// begun since.
+func parted(own, other raftstore.Line) raftstore.Epoch {
+	for _, e := range own.Lineage {
+		if e.Epoch != other.Epoch && !slices.ContainsFunc(other.Lineage, func(o raftstore.EpochStart) bool { return o.Epoch == e.Epoch || o.Parent == e.Epoch }) {
+			return e.Epoch
+		}
+	}
+	return own.Epoch
 }
 
 // differences lists what own has that theirs has not, as an operator would change it.
@@ -130,7 +141,10 @@ func (d *differ) nodes() {
 		switch {
 		case !there && !known:
 			d.say("node %s had joined: it has to join again", own.Name)
-		case there && own.Weight != theirs.Weight && (!known || own.Weight != base.Weight):
+		case there && known && own.SealTo != base.SealTo && own.SealTo != theirs.SealTo:
+			d.say("node %s was replaced by another machine: it has to join again, with `msgw invite --replace %s`", own.Name, own.Name)
+		}
+		if there && own.Weight != theirs.Weight && (!known || own.Weight != base.Weight) {
 			d.say("`msgw node weight %s %d`", own.Name, own.Weight)
 		}
 	}

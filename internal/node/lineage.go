@@ -17,7 +17,6 @@ import (
 
 	"msgw/internal/ca"
 	"msgw/internal/durable"
-	"msgw/internal/peer"
 	"msgw/internal/seal"
 	"msgw/raftstore"
 )
@@ -114,8 +113,8 @@ func (n *Node) keepLineage(ctx context.Context, prune func()) error {
 		if err := n.takeOverHeld(); err != nil {
 			n.log.Error("what a site that was removed had is not handed over here yet", "err", err)
 		}
-		if name, why := n.newer(); name != "" {
-			if err := n.rejoin(ctx, name, why); err != nil && ctx.Err() == nil {
+		if name, _ := n.newer(); name != "" {
+			if err := n.rejoinNewer(ctx); err != nil && ctx.Err() == nil {
 				n.log.Warn("this node cannot rejoin yet; it is tried again", "at", name, "err", err)
 			}
 		}
@@ -169,11 +168,21 @@ type rejoinRequest struct {
 	Request   string              `json:"request"`   // certificate request, PEM
 }
 
-// rejoin makes this node a member of the lineage that a site has. What it votes ends
-// for good first; its mail, and what it serves, go on.
-func (n *Node) rejoin(ctx context.Context, name, why string) error {
+// rejoinNewer rejoins where that is still due when nothing else changes this node's
+// lineage: an operator may just have done it.
+func (n *Node) rejoinNewer(ctx context.Context) error {
 	n.rejoining.Lock()
 	defer n.rejoining.Unlock()
+	name, why := n.newer()
+	if name == "" {
+		return nil
+	}
+	return n.rejoin(ctx, name, why)
+}
+
+// rejoin makes this node a member of the lineage that a site has. What it votes ends
+// for good first; its mail, and what it serves, go on. n.rejoining is held.
+func (n *Node) rejoin(ctx context.Context, name, why string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	theirs, err := n.configurationOf(ctx, name)
@@ -186,7 +195,7 @@ func (n *Node) rejoin(ctx context.Context, name, why string) error {
 	own := n.store.State()
 	var list []string
 	if own.Line().Relate(theirs.Line()) == raftstore.Fork { // else nothing of it is given up
-		list = differences(own, theirs, n.before(own))
+		list = differences(own, theirs, n.before(own, theirs))
 	}
 	ren, err := n.store.Renounce(why)
 	if err != nil {
@@ -200,7 +209,7 @@ func (n *Node) rejoin(ctx context.Context, name, why string) error {
 	r := rejoinRequest{Name: n.id.Name, New: ren.New, Why: ren.Why, SealTo: n.id.node.Recipient(), Epoch: own.Epoch, Revision: own.Revision,
 		Mailboxes: unknownKeys(own, theirs), Request: csr}
 	var ans joinAnswer
-	if err := n.peers.Call(ctx, peer.Status, own.Nodes[name].ID, "/rejoin", r, &ans); err != nil {
+	if err := n.askStatus(ctx, own.Nodes[name].ID, "/rejoin", r, &ans); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if ans.State == nil {
@@ -234,7 +243,7 @@ func (n *Node) configurationOf(ctx context.Context, name string) (*raftstore.Sta
 		return nil, fmt.Errorf("no node is named %s", name)
 	}
 	s := &raftstore.State{}
-	if err := n.peers.Call(ctx, peer.Status, node.ID, "/configuration", struct{}{}, s); err != nil {
+	if err := n.askStatus(ctx, node.ID, "/configuration", struct{}{}, s); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return s, nil
@@ -265,21 +274,31 @@ func (n *Node) asker(ctx context.Context) (ca.Identity, error) {
 	if err != nil {
 		return id, err
 	}
-	s := n.store.State()
+	return id, standing(n.store.State(), id)
+}
+
+// standing returns nil for a member, and for one that was set back to before it rejoined;
+// a formerError for who is no member any more. Who is not known at all may have joined
+// since: this node may be the one that was set back, or has not heard of it yet.
+func standing(s *raftstore.State, id ca.Identity) error {
 	if _, member := s.NodeByID(id.ID); member {
-		return id, nil
+		return nil
 	}
-	f, known := s.FormerID(id.ID)
-	switch _, named := s.Nodes[id.Node]; {
-	case known && f.Why == "rejoined" && named:
-		return id, nil // it was set back to before it rejoined
-	case known:
-		return id, &formerError{fmt.Sprintf("%s was %s at %s", id.Node, f.Why, f.At.Local().Format(time.DateTime))}
-	case n.store.Renounced() != nil || named:
-		// This node may be the one that does not know.
-		return id, fmt.Errorf("%s (%s) is not known here", id.Node, id.ID)
+	i := slices.IndexFunc(s.Former, func(f raftstore.Former) bool { return f.ID == id.ID })
+	if i < 0 {
+		return fmt.Errorf("%s (%s) is not known here", id.Node, id.ID)
 	}
-	return id, &formerError{fmt.Sprintf("%s was removed", id.Node)}
+	// What became of that machine in the end: it may have rejoined, and then been replaced.
+	last := s.Former[i]
+	for _, f := range s.Former[i:] {
+		if last.Why == "rejoined" && f.Name == last.Name {
+			last = f
+		}
+	}
+	if last.Why == "rejoined" {
+		return nil
+	}
+	return &formerError{fmt.Sprintf("%s was %s at %s", last.Name, last.Why, last.At.Local().Format(time.DateTime))}
 }
 
 // formerError refuses who is no member any more.
@@ -327,8 +346,7 @@ func (n *Node) readmit(ctx context.Context, r rejoinRequest) (joinAnswer, error)
 // it ever acknowledged is here.
 func (n *Node) goOnWithout(ctx context.Context, r rejoinRequest, s *raftstore.State) error {
 	known := r.Epoch == s.Epoch || slices.ContainsFunc(s.Lineage, func(e raftstore.EpochStart) bool { return e.Parent == r.Epoch })
-	others := slices.DeleteFunc(n.store.Status().Voters, func(v string) bool { return v == n.id.Name })
-	if !known || len(others) != 1 || others[0] != r.Name || s.Nodes[r.Name].ID == r.New {
+	if !known || !onlyVoters(n.store.Status().Voters, n.id.Name, r.Name) || s.Nodes[r.Name].ID == r.New {
 		return nil
 	}
 	// The quorum that there was a moment ago had its vote.
@@ -344,4 +362,10 @@ func (n *Node) goOnWithout(ctx context.Context, r rejoinRequest, s *raftstore.St
 		return nil
 	}
 	return err
+}
+
+// onlyVoters returns whether two nodes are all voters. One that does not vote itself may
+// lack what the other one changed alone.
+func onlyVoters(voters []string, self, other string) bool {
+	return len(voters) == 2 && slices.Contains(voters, self) && slices.Contains(voters, other) && self != other
 }

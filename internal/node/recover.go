@@ -82,10 +82,11 @@ func (n *Node) look(ctx context.Context, o *admin.Other) (r report) {
 	var peerErr error
 	var smtpErr, dnsErr error
 	wg.Go(func() { r, peerErr = n.ask(ctx, o.Name) })
-	site := node.Role == raftstore.Site
+	targets := n.targets()
+	i := slices.IndexFunc(targets, func(t health.Target) bool { return t.Name == o.Name })
+	site := node.Role == raftstore.Site && i >= 0 // it may be removed at this moment
 	if site {
-		i := slices.IndexFunc(n.targets(), func(t health.Target) bool { return t.Name == o.Name })
-		t := n.targets()[i]
+		t := targets[i]
 		wg.Go(func() {
 			smtpErr = anyAnswers(t.SMTP, func(a string) error { return health.ProbeSMTP(ctx, a, t.Host, n.host()) })
 		})
@@ -170,6 +171,8 @@ func (n operator) Recover(ctx context.Context, r admin.Recover) (admin.Recovered
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	// Two that vote make no change without each other.
+	mayMiss := len(names) > 1 || !slices.Contains(n.store.Status().Voters, n.id.Name)
 	why := "an operator gave up " + strings.Join(names, ", ")
 	if len(names) == 0 {
 		why = "an operator made the only node vote again"
@@ -181,7 +184,7 @@ func (n operator) Recover(ctx context.Context, r admin.Recover) (admin.Recovered
 		return admin.Recovered{}, err
 	}
 	s := n.store.State()
-	return admin.Recovered{Epoch: s.Epoch.Number, EpochID: s.Epoch.ID, Missing: e.Missing, MayMiss: len(names) > 1}, nil
+	return admin.Recovered{Epoch: s.Epoch.Number, EpochID: s.Epoch.ID, Missing: e.Missing, MayMiss: mayMiss}, nil
 }
 
 // yield is the statement of a node that it votes no more, signed with its peer key.
@@ -270,7 +273,6 @@ func (n *Node) checkYield(text string) (string, error) {
 // Forks says which nodes went on in another lineage, and what rejoining there gives up.
 func (n operator) Forks(ctx context.Context) ([]admin.Forked, error) {
 	s := n.store.State()
-	base := n.before(s)
 	out := []admin.Forked{}
 	for _, name := range s.Sites() {
 		if name == n.id.Name {
@@ -287,13 +289,15 @@ func (n operator) Forks(ctx context.Context) ([]admin.Forked, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, admin.Forked{Node: name, Epoch: theirs.Epoch.Number, EpochID: theirs.Epoch.ID, Lost: orEmpty(differences(s, theirs, base))})
+		out = append(out, admin.Forked{Node: name, Epoch: theirs.Epoch.Number, EpochID: theirs.Epoch.ID, Lost: orEmpty(differences(s, theirs, n.before(s, theirs)))})
 	}
 	return out, nil
 }
 
 // Rejoin gives this node's lineage up for that of a site.
 func (n operator) Rejoin(ctx context.Context, name string) (admin.Rejoined, error) {
+	n.rejoining.Lock()
+	defer n.rejoining.Unlock()
 	s := n.store.State()
 	node, ok := s.Nodes[name]
 	switch {
@@ -320,7 +324,7 @@ func (n operator) Rejoin(ctx context.Context, name string) (admin.Rejoined, erro
 	}
 	var lost []string
 	if s.Line().Relate(theirs.Line()) == raftstore.Fork {
-		lost = differences(s, theirs, n.before(s))
+		lost = differences(s, theirs, n.before(s, theirs))
 	}
 	if err := n.rejoin(ctx, name, "an operator chose the configuration of "+name); err != nil {
 		return admin.Rejoined{}, err

@@ -36,6 +36,12 @@ type report struct {
 	You       string                 `json:"you,omitempty"` // server id of who asked, as it is known here
 }
 
+// asking is what a node says of itself when it asks for a report.
+type asking struct {
+	Epoch    raftstore.Epoch    `json:"epoch"`
+	Position raftstore.Position `json:"position"`
+}
+
 func (n *Node) report() report {
 	reason := n.refusal()
 	s := n.store.State()
@@ -144,11 +150,7 @@ func (n *Node) ask(ctx context.Context, name string) (report, error) {
 		return n.report(), nil
 	}
 	id := n.store.State().Nodes[name].ID
-	if err := n.peers.Call(ctx, peer.Status, id, "/report", struct{}{}, &r); err != nil {
-		var ref *peer.Refusal
-		if errors.As(err, &ref) && ref.Code == formerStatus {
-			n.becomeFormer(ref.Text)
-		}
+	if err := n.askStatus(ctx, id, "/report", asking{n.store.State().Epoch, n.store.Position()}, &r); err != nil {
 		return r, err
 	}
 	n.lineage.note(name, r)
@@ -156,6 +158,17 @@ func (n *Node) ask(ctx context.Context, name string) (report, error) {
 		n.store.Compare(name, r.Position)
 	}
 	return r, nil
+}
+
+// askStatus calls a node of any epoch, and takes down its word that this one is no member
+// any more.
+func (n *Node) askStatus(ctx context.Context, id, path string, in, out any) error {
+	err := n.peers.Call(ctx, peer.Status, id, path, in, out)
+	var ref *peer.Refusal
+	if errors.As(err, &ref) && ref.Code == formerStatus {
+		n.becomeFormer(ref.Text)
+	}
+	return err
 }
 
 func (p prober) SMTP(ctx context.Context, address, host string) error {

@@ -38,8 +38,13 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 	rpc.HandleFunc("POST /sign", n.signWitness)
 
 	status := http.NewServeMux()
-	handle(status, "/report", func(ctx context.Context, _ struct{}) (report, error) {
+	handle(status, "/report", func(ctx context.Context, a asking) (report, error) {
 		id, err := n.asker(ctx)
+		if a.Epoch == n.store.State().Epoch && id.Node != "" && !errors.As(err, new(*formerError)) {
+			// Also from one that is not known here: this node may have been set back to
+			// before the other joined.
+			n.store.Compare(id.Node, a.Position)
+		}
 		r := n.report()
 		r.You = n.store.State().Nodes[id.Node].ID
 		return r, err
