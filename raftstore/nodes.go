@@ -237,6 +237,18 @@ func (s *State) merge(m Mailbox) error {
 	return nil
 }
 
+// member returns the node of a name if it still has a server id.
+func (s *State) member(name, id string) (Node, error) {
+	n, ok := s.Nodes[name]
+	switch {
+	case !ok:
+		return n, rejectf("missing", "no node is named %s", name)
+	case n.ID != id:
+		return n, rejectf("conflict", "%s was changed at the same time; try again", name)
+	}
+	return n, nil
+}
+
 // LeaveNode takes a member's vote away, the first half of its removal. It is still a
 // member: a vote is taken away with its holder in reach, and counted without it then.
 type LeaveNode struct {
@@ -246,13 +258,11 @@ type LeaveNode struct {
 
 func (LeaveNode) op() string { return "node.leave" }
 func (ch LeaveNode) apply(s *State, _ Command) error {
-	n, ok := s.Nodes[ch.Name]
-	switch {
-	case !ok:
-		return rejectf("missing", "no node is named %s", ch.Name)
-	case n.ID != ch.ID:
-		return rejectf("conflict", "%s was changed at the same time; try again", ch.Name)
-	case n.Role == Site && len(s.Sites()) == 1:
+	n, err := s.member(ch.Name, ch.ID)
+	if err != nil {
+		return err
+	}
+	if n.Role == Site && len(s.Sites()) == 1 {
 		return rejectf("conflict", "%s is the only site", ch.Name)
 	}
 	for _, o := range s.Nodes {
@@ -274,13 +284,11 @@ type RemoveNode struct {
 
 func (RemoveNode) op() string { return "node.remove" }
 func (ch RemoveNode) apply(s *State, c Command) error {
-	n, ok := s.Nodes[ch.Name]
-	switch {
-	case !ok:
-		return rejectf("missing", "no node is named %s", ch.Name)
-	case n.ID != ch.ID:
-		return rejectf("conflict", "%s was changed at the same time; try again", ch.Name)
-	case !n.Leaving:
+	n, err := s.member(ch.Name, ch.ID)
+	if err != nil {
+		return err
+	}
+	if !n.Leaving {
 		return rejectf("conflict", "%s still votes", ch.Name)
 	}
 	delete(s.Nodes, n.Name)

@@ -204,7 +204,9 @@ func TestReplace(t *testing.T) {
 	p.lab("start", "msgw1")
 	p.until(0, "no quorum", noQuorum)
 	p.msgw(0, 0, "recover", "msgw2")
-	token := strings.TrimSpace(lastLine(p.msgw(0, 0, "invite", "--replace", "msgw2")))
+	late := lastLine(p.msgw(0, 0, "invite", "--replace", "msgw2", "--for", "1s"))
+	token := lastLine(p.msgw(0, 0, "invite", "--replace", "msgw2"))
+	time.Sleep(time.Second)
 
 	// Not for another name, and not over what is there.
 	config := filepath.Join(p.Dir, "msgw2.toml")
@@ -222,6 +224,9 @@ func TestReplace(t *testing.T) {
 	}
 	if out, err := p.Msgw("join", token, "--config", filepath.Join(p.Dir, "msgw1.toml")); exitCodeOf(err) != 2 || !strings.Contains(out, "is not empty") {
 		t.Errorf("join over msgw1: %v\n%s", err, out)
+	}
+	if out, err := p.Msgw("join", late, "--config", config); exitCodeOf(err) != 2 || !strings.Contains(out, "expired") {
+		t.Errorf("join with an old token: %v\n%s", err, out)
 	}
 	if out, err := p.Msgw("join", token, "--config", config); err != nil {
 		t.Fatalf("join: %v\n%s", err, out)
