@@ -70,7 +70,11 @@ func printEvidence(out io.Writer, e admin.Evidence) error {
 	}
 	command, alive := "msgw recover", false
 	for _, o := range e.Others {
-		fmt.Fprintf(out, "\n%s (%s), last known at log entry %d\n", o.Name, o.Role, o.Index)
+		heard := "not heard since this node started"
+		if !o.Heard.IsZero() {
+			heard = "last heard at " + o.Heard.Local().Format(time.DateTime)
+		}
+		fmt.Fprintf(out, "\n%s (%s), %s, last known at log entry %d\n", o.Name, o.Role, heard, o.Index)
 		fmt.Fprintf(out, "  peer port %s\n", o.Peer)
 		if o.SMTP != "" {
 			fmt.Fprintf(out, "  public SMTP %s\n  public DNS %s\n", o.SMTP, o.DNS)

@@ -38,9 +38,10 @@ type Evidence struct {
 
 // Other is another voter, as it looks from here now.
 type Other struct {
-	Name  string `json:"name"`
-	Role  string `json:"role"`
-	Index uint64 `json:"index"` // of the last entry that its log is known to have had
+	Name  string    `json:"name"`
+	Role  string    `json:"role"`
+	Heard time.Time `json:"heard,omitzero"` // when it last answered; zero: not since the start
+	Index uint64    `json:"index"`          // of the last entry that its log is known to have had
 	// What was seen just now, in words; Alive says that something of it lives.
 	Peer  string   `json:"peer"`
 	SMTP  string   `json:"smtp,omitempty"`

@@ -73,6 +73,13 @@ func (l *lineage) seen(name string) (seenLine, bool) {
 	return s, ok && time.Since(s.at) < 5*l.every
 }
 
+// heard returns when a node last said anything; zero if it has not since the start.
+func (l *lineage) heard(name string) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lines[name].at
+}
+
 // formerly returns why this node is no member any more, or nothing.
 func (l *lineage) formerly() string {
 	l.mu.Lock()

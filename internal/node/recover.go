@@ -35,7 +35,7 @@ func (n operator) Evidence(ctx context.Context) (admin.Evidence, error) {
 	}
 	for _, node := range s.SortedNodes() {
 		if node.Name != n.id.Name {
-			e.Others = append(e.Others, admin.Other{Name: node.Name, Role: string(node.Role), Index: n.store.Reached(node.ID).LastIndex})
+			e.Others = append(e.Others, admin.Other{Name: node.Name, Role: string(node.Role), Heard: n.lineage.heard(node.Name), Index: n.store.Reached(node.ID).LastIndex})
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
