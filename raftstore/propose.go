@@ -84,6 +84,10 @@ func (s *Store) Receive(raw []byte) ([]byte, error) {
 
 // apply commits a command as the leader.
 func (s *Store) apply(raw []byte) (Outcome, error) {
+	if err := s.enter(); err != nil {
+		return Outcome{}, err
+	}
+	defer s.calls.Done()
 	if err := s.fsm.stuckErr(); err != nil {
 		return Outcome{}, fmt.Errorf("%w: the leader has stopped at %w", ErrNoQuorum, err)
 	}
@@ -144,6 +148,10 @@ func (s *Store) Confirm() (uint64, error) {
 // lead makes sure that this node leads with a quorum behind it and has applied
 // everything that earlier leaders committed. It returns ErrNoQuorum otherwise.
 func (s *Store) lead() error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.calls.Done()
 	term := s.raft.CurrentTerm()
 	if err := s.raft.VerifyLeader().Error(); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoQuorum, err)

@@ -79,8 +79,10 @@ type Store struct {
 	ctx    context.Context // ends the loops
 	cancel context.CancelFunc
 	loops  sync.WaitGroup
+	calls  sync.WaitGroup // that raft has to answer
 
 	mu        sync.Mutex
+	closed    bool      // no more calls
 	begun     uint64    // term in which this node, leading, has applied all that was committed before
 	confirmed time.Time // when a quorum was last known to stand behind the leader
 	current   time.Time // when this node was last known to have everything
@@ -207,13 +209,29 @@ func (a addresses) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
 
 // Close stops the store. The file is left as it was last written.
 func (s *Store) Close() error {
-	// The loops first: raft that stops may leave what they asked of it unanswered.
+	// Loops and calls first: raft that stops may leave what they asked of it unanswered.
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	s.cancel()
 	s.loops.Wait()
+	s.calls.Wait()
 	err := s.raft.Shutdown().Error()
 	close(s.stop)
 	s.saving.Wait()
 	return errors.Join(err, s.trans.Close(), s.logs.Close())
+}
+
+// enter begins a call that raft has to answer, unless the store is being closed; the
+// caller then ends it with s.calls.Done.
+func (s *Store) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("%w: this node is stopping", ErrNoQuorum)
+	}
+	s.calls.Add(1)
+	return nil
 }
 
 // State returns the configuration to serve from. It is never changed.
