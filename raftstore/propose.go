@@ -87,10 +87,6 @@ func (s *Store) Receive(raw []byte) ([]byte, error) {
 
 // apply commits a command as the leader.
 func (s *Store) apply(raw []byte) (Outcome, error) {
-	if err := s.enter(); err != nil {
-		return Outcome{}, err
-	}
-	defer s.calls.Done()
 	if err := s.fsm.stuckErr(); err != nil {
 		return Outcome{}, fmt.Errorf("%w: the leader has stopped at %w", ErrNoQuorum, err)
 	}

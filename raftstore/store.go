@@ -252,10 +252,7 @@ func (a addresses) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
 
 // Close stops the store. The file is left as it was last written.
 func (s *Store) Close() error {
-	// Loops and calls first: raft that stops may leave what they asked of it unanswered.
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
+	// The loops first: raft that stops may leave what they asked of it unanswered.
 	s.cancel()
 	s.loops.Wait()
 	s.using.Lock()
@@ -264,18 +261,6 @@ func (s *Store) Close() error {
 	close(s.stop)
 	s.saving.Wait()
 	return errors.Join(err, s.streams.close())
-}
-
-// enter begins a call that raft has to answer, unless the store is being closed; the
-// caller then ends it with s.calls.Done.
-func (s *Store) enter() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return fmt.Errorf("%w: this node is stopping", ErrNoQuorum)
-	}
-	s.calls.Add(1)
-	return nil
 }
 
 // State returns the configuration to serve from. It is never changed.
