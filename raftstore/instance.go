@@ -80,7 +80,7 @@ func (s *Store) startRaft() error {
 	// before raft counts on it.
 	trans := observe(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: conns, MaxPool: 3, MaxRPCsInFlight: 1,
 		Timeout: 10 * s.opt.Tick, Logger: c.Logger, ServerAddressProvider: addresses{s.fsm}}), s.reached.note)
-	r, err := raft.NewRaft(c, s.fsm, overwritten{logs}, logs, snaps, trans)
+	r, err := raft.NewRaft(c, s.fsm, logStore{logs, snaps}, logs, snaps, trans)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft: %w", err), trans.Close(), logs.Close())
 	}

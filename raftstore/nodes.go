@@ -193,8 +193,6 @@ func (ch RejoinNode) apply(s *State, c Command) error {
 	switch {
 	case !ok:
 		return rejectf("missing", "%s was removed", ch.Name)
-	case n.ID == ch.New:
-		return nil // it asks again
 	case n.ID != ch.Old || ch.New == "":
 		return rejectf("conflict", "another machine has taken the place of %s", ch.Name)
 	}

@@ -12,13 +12,13 @@ import (
 )
 
 // raftLog opens the raft log of a member that does not run.
-func (m *member) raftLog(f func(overwritten)) {
+func (m *member) raftLog(f func(logStore)) {
 	m.t.Helper()
-	logs, _, err := openLogs(m.dir, raftLogger(slog.New(slog.DiscardHandler)))
+	logs, snaps, err := openLogs(m.dir, raftLogger(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	f(overwritten{logs})
+	f(logStore{logs, snaps})
 	if err := logs.Close(); err != nil {
 		m.t.Fatal(err)
 	}
@@ -35,7 +35,7 @@ func TestCrashWhileTheLogIsOverwritten(t *testing.T) {
 	within(t, 5*time.Second, "msgw2 has it", func() bool { return b.store.Position().Index == a.store.Position().Index })
 	b.close()
 	// msgw2 once led, and wrote an entry that nobody took.
-	b.raftLog(func(logs overwritten) {
+	b.raftLog(func(logs logStore) {
 		last, err := logs.LastIndex()
 		if err != nil {
 			t.Fatal(err)

@@ -22,21 +22,27 @@ const renouncedName = "renounced.json"
 
 // Renounce ends this node's part in raft for good under its server id: it does not vote,
 // acknowledges nothing and changes nothing until it has rejoined. What it serves, it
-// serves on. It is on stable storage when Renounce returns nil.
+// serves on. It is on stable storage when Renounce returns nil. Each call gives out another
+// id to rejoin under: the last one may have been used, before the disk was set back.
 func (s *Store) Renounce(why string) (Renunciation, error) {
 	s.restarting.Lock()
 	defer s.restarting.Unlock()
-	if r := s.Renounced(); r != nil {
-		return *r, nil
-	}
 	if s.recovering() != nil {
 		return Renunciation{}, errors.New("a recovery is under way")
 	}
-	r := &Renunciation{ID: s.serverID(), New: randomHex(8), Why: why, At: time.Now().UTC()}
+	r := &Renunciation{ID: s.serverID(), Why: why, At: time.Now().UTC()}
+	already := s.Renounced()
+	if already != nil {
+		*r = *already
+	}
+	r.New = randomHex(8)
 	if err := saveJSON(filepath.Join(s.opt.Dir, renouncedName), r); err != nil {
 		return Renunciation{}, err
 	}
 	s.setRenounced(r)
+	if already != nil {
+		return *r, nil
+	}
 	s.opt.Log.Warn("this node votes no more until it has rejoined", "why", why)
 	return *r, s.restart(nil)
 }

@@ -86,8 +86,8 @@ type Store struct {
 	cancel  context.CancelFunc
 	loops   sync.WaitGroup
 
-	restarting sync.Mutex               // held by whoever ends one run of raft and starts another
-	using      sync.RWMutex             // held for reading by whoever waits for raft
+	restarting *access                  // held by whoever ends one run of raft and starts another
+	using      *access                  // held for reading by whoever waits for raft
 	run        atomic.Pointer[instance] // nil while raft does not run
 	setBack    chan error               // what another node said of this one's log
 
@@ -134,7 +134,7 @@ func Open(opt Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{opt: opt, fsm: newMachine(opt.Dir, loaded, opt.Log), stop: make(chan struct{}), setBack: make(chan error, 1), id: opt.ID, refused: map[string]string{}}
+	s := &Store{opt: opt, restarting: newAccess(), using: newAccess(), fsm: newMachine(opt.Dir, loaded, opt.Log), stop: make(chan struct{}), setBack: make(chan error, 1), id: opt.ID, refused: map[string]string{}}
 	s.fsm.retry = 5 * opt.Tick
 	if s.reached, err = loadReached(opt.Dir, opt.Log); err != nil {
 		return nil, err

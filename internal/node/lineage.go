@@ -352,8 +352,11 @@ func (n *Node) readmit(ctx context.Context, r rejoinRequest) (joinAnswer, error)
 // said so itself, on its own disk, so nothing can be changed there any more, and all that
 // it ever acknowledged is here.
 func (n *Node) goOnWithout(ctx context.Context, r rejoinRequest, s *raftstore.State) error {
+	if n.store.Epoch() != s.Epoch { // one that has begun is gone on with
+		return n.store.Recover(ctx, "")
+	}
 	known := r.Epoch == s.Epoch || slices.ContainsFunc(s.Lineage, func(e raftstore.EpochStart) bool { return e.Parent == r.Epoch })
-	if !known || !onlyVoters(n.store.Status().Voters, n.id.Name, r.Name) || s.Nodes[r.Name].ID == r.New {
+	if !known || !onlyVoters(n.store.Status().Voters, n.id.Name, r.Name) {
 		return nil
 	}
 	// The quorum that there was a moment ago had its vote.

@@ -100,7 +100,8 @@ func (c *client) change(p *process) {
 // propose makes a change and checks what is said of it.
 func (c *client) propose(p *process, patience time.Duration, o op, ch raftstore.Change) error {
 	c.mu.Lock()
-	before := c.history.last
+	epoch := p.state().Epoch
+	before := c.history.last[epoch]
 	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -143,13 +144,17 @@ func (c *client) propose(p *process, patience time.Duration, o op, ch raftstore.
 		c.count("made")
 	}
 	h.add(c.number, o, a, call, ret)
-	if other, ok := h.at[index]; ok {
+	if p.state().Epoch != epoch {
+		return err // in which of them it was made is not said
+	}
+	at := place{epoch, index}
+	if other, ok := h.at[at]; ok {
 		c.failLocked("%+v and %+v are both said to be command %d", o, other, index)
 	}
 	if index <= before {
 		c.failLocked("%+v is said to be command %d, and %d was known before it was asked for", o, index, before)
 	}
-	h.at[index], h.last = o, max(h.last, index)
+	h.at[at], h.last[epoch] = o, max(h.last[epoch], index)
 	return err
 }
 

@@ -109,7 +109,7 @@ func (d *director) within(most time.Duration, so func() bool) bool {
 }
 
 func (d *director) step() {
-	switch d.rng.IntN(12) {
+	switch d.rng.IntN(16) {
 	case 0, 1:
 		d.cutNetwork()
 	case 2:
@@ -131,6 +131,10 @@ func (d *director) step() {
 		d.fullDisk()
 	case 11:
 		d.crashOften()
+	case 12, 13:
+		d.loseSite()
+	case 14, 15:
+		d.setBack()
 	}
 }
 
@@ -305,9 +309,17 @@ func (d *director) settle() {
 		d.starts(m)
 	}
 	well := func() bool {
-		for _, m := range all {
+		var first raftstore.Position
+		for i, m := range all {
 			p := m.running()
-			if p == nil || !p.store().Current() || len(p.store().Status().Voters) != len(all) || p.store().Position() != all[0].running().store().Position() {
+			if p == nil || !p.store().Current() || len(p.store().Status().Voters) != len(all) {
+				return false
+			}
+			at := p.store().Position()
+			if i == 0 {
+				first = at
+			}
+			if at.Index != first.Index || at.Hash != first.Hash {
 				return false
 			}
 		}

@@ -131,18 +131,18 @@ func (o op) change(name string, number uint32, m raftstore.Mailbox) raftstore.Ch
 	}
 }
 
-// history is what was asked and answered in one epoch, and what was refused.
+// history is what was asked and answered, and what was refused.
 type history struct {
 	start   map[string]cell // what there was before
 	ops     []porcupine.Operation
-	at      map[uint64]op   // ops that were committed, by index
-	last    uint64          // greatest index that an answer told
-	refused map[string]bool // values of changes that were not made
-	known   map[string]bool // values that were served anywhere
+	at      map[place]op               // ops that were committed
+	last    map[raftstore.Epoch]uint64 // greatest index that an answer told, by epoch
+	refused map[string]bool            // values of changes that were not made
+	known   map[string]bool            // values that were served anywhere
 }
 
 func newHistory() history {
-	return history{at: map[uint64]op{}, refused: map[string]bool{}, known: map[string]bool{}}
+	return history{at: map[place]op{}, last: map[raftstore.Epoch]uint64{}, refused: map[string]bool{}, known: map[string]bool{}}
 }
 
 // saw takes note of the values in a state that was served.

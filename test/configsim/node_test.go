@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -32,6 +31,7 @@ type machine struct {
 
 	// Guarded by world.mu.
 	process *process
+	id      string           // server id; a rejoin changes it
 	served  *raftstore.State // the newest that was served
 	away    bool             // the directory cannot be written to
 }
@@ -59,6 +59,12 @@ func (m *machine) running() *process {
 	return m.process
 }
 
+func (m *machine) serverID() string {
+	m.w.mu.Lock()
+	defer m.w.mu.Unlock()
+	return m.id
+}
+
 // fresh returns the name of a directory that was not used yet.
 func (m *machine) fresh() string {
 	m.dirs++
@@ -75,7 +81,7 @@ func (m *machine) start() error {
 	m.w.net.begin(m.name)
 	p := &process{m: m, dir: m.dir, boot: file, dead: make(chan struct{})}
 	p.end = &endpoint{machine: m.name, node: p}
-	s, err := raftstore.Open(raftstore.Options{Dir: m.dir, Name: m.node.Name, ID: m.node.ID, Witness: m.node.Role == raftstore.Witness,
+	s, err := raftstore.Open(raftstore.Options{Dir: m.dir, Name: m.node.Name, ID: m.serverID(), Witness: m.node.Role == raftstore.Witness,
 		Stream: stream{m.w.net.listen(p.end), p}, Peers: peers{p}, Log: m.w.log.With("node", m.name), Tick: tick})
 	if err != nil {
 		m.w.net.end(p.end, false, false)
@@ -90,6 +96,7 @@ func (m *machine) start() error {
 	m.w.mu.Unlock()
 	p.calls.Go(p.watch)
 	p.calls.Go(p.compare)
+	p.calls.Go(p.keepLineage)
 	return nil
 }
 
@@ -200,7 +207,7 @@ func (p *process) watch() {
 			p.m.w.mu.Lock()
 			away := p.m.away
 			p.m.w.mu.Unlock()
-			if !away || !strings.Contains(err.Error(), "write configuration file") {
+			if !away {
 				p.m.w.fail("%s: %v", p.m.name, err)
 			}
 		}
@@ -221,7 +228,7 @@ func (p *process) compare() {
 			return
 		}
 		for _, n := range p.state().SortedNodes() {
-			if n.ID == p.m.node.ID {
+			if n.Name == p.m.node.Name {
 				continue
 			}
 			type report struct {
@@ -243,21 +250,30 @@ func (p *process) compare() {
 // admits says whether two processes give each other a connection: each is a member in
 // the other's eyes, and both are of one epoch if that is asked for.
 func admits(p, q *process, epoch bool) bool {
+	if !epoch {
+		return true // what they say then is for former members, too
+	}
 	a, b := p.state(), q.state()
-	_, there := a.NodeByID(q.m.node.ID)
-	_, back := b.NodeByID(p.m.node.ID)
-	return there && back && (!epoch || a.Epoch == b.Epoch)
+	_, there := a.NodeByID(q.m.serverID())
+	_, back := b.NodeByID(p.m.serverID())
+	return there && back && p.epoch() == q.epoch()
 }
 
-// stream is the raft.StreamLayer of a process.
+// epoch is what the node's connections are made in.
+func (p *process) epoch() raftstore.Epoch {
+	if s := p.store(); s != nil {
+		return s.Epoch()
+	}
+	return p.boot.Epoch
+}
+
+// stream is the raftstore.Stream of a process.
 type stream struct {
 	*listener
 	p *process
 }
 
-func (s stream) Dial(a raft.ServerAddress, d time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
+func (s stream) DialContext(ctx context.Context, a raft.ServerAddress) (net.Conn, error) {
 	return s.p.m.w.net.dial(ctx, s.p.end, string(a), func(q *process) bool { return admits(s.p, q, true) })
 }
 
@@ -295,7 +311,7 @@ func call[T any](ctx context.Context, p *process, node string, epoch bool, f fun
 		return out, fmt.Errorf("%w: %w", raftstore.ErrNotSent, err)
 	}
 	q := l.of.node
-	if q.store() == nil || q.m.node.ID != n.ID || !admits(p, q, epoch) {
+	if q.store() == nil || q.m.node.Name != n.Name || epoch && q.m.serverID() != n.ID || !admits(p, q, epoch) {
 		return out, fmt.Errorf("%w: %w", raftstore.ErrNotSent, errHandshake)
 	}
 	if err := network.crosses(ctx, p.end, q.end); err != nil {

@@ -26,6 +26,7 @@ type world struct {
 
 	mu       sync.Mutex
 	machines []*machine
+	made     int // machines, lost ones too
 	failures []string
 	// What was served anywhere, by epoch and index: the state there is one.
 	seen    map[place][sha256.Size]byte
@@ -99,7 +100,8 @@ func (w *world) observe(m *machine, s *raftstore.State, does string) {
 		w.failLocked("%s %s another configuration at %d than was seen before: %s", m.name, does, s.Index, b)
 	}
 	w.seen[at] = sum
-	if m.served != nil && (s.Index < m.served.Index || s.Revision < m.served.Revision) {
+	// A recovery from the file counts its log anew.
+	if m.served != nil && (s.Epoch == m.served.Epoch && s.Index < m.served.Index && len(s.Recent) > 0 && s.Revision <= m.served.Revision || s.Revision < m.served.Revision) {
 		w.failLocked("%s %s index %d, revision %d; it served index %d, revision %d before", m.name, does, s.Index, s.Revision, m.served.Index, m.served.Revision)
 	}
 	m.served = s
@@ -107,8 +109,10 @@ func (w *world) observe(m *machine, s *raftstore.State, does string) {
 }
 
 func (w *world) newMachine(name string, role raftstore.Role) *machine {
-	m := &machine{w: w, name: fmt.Sprintf("m%d-%s", len(w.machines)+1, name)}
+	w.made++
+	m := &machine{w: w, name: fmt.Sprintf("m%d-%s", w.made, name)}
 	m.node = raftstore.Node{Name: name, ID: "id-" + m.name, Role: role, Peer: m.name, Weight: 1}
+	m.id = m.node.ID
 	if role == raftstore.Site {
 		m.node.Host = name + ".msgw.example.com"
 	}
