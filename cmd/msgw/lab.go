@@ -21,7 +21,7 @@ unless --dir was given. DIR/lab.json tells tools where everything is.
 
 With --demo it plays a story and ends: journal reports are sent by MX, an archive
 fetches them, and site 1 is lost for good in mid-stream: killed, its state directory
-deleted. It exits 0 only if no message was lost or changed.`}
+deleted. A new machine takes its place. It exits 0 only if no message was lost or changed.`}
 	var o lab.Options
 	f := c.Flags()
 	f.StringVar(&o.Dir, "dir", "", "keep everything here; what an earlier lab left there is resumed")
