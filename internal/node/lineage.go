@@ -123,6 +123,7 @@ func (n *Node) keepLineage(ctx context.Context, prune func()) error {
 		if name, _ := n.newer(); name != "" {
 			if err := n.rejoinNewer(ctx); err != nil && ctx.Err() == nil {
 				n.log.Warn("this node cannot rejoin yet; it is tried again", "at", name, "err", err)
+				changed = nil // each attempt changes something here
 			}
 		}
 		select {
