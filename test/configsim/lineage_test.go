@@ -142,6 +142,9 @@ func (d *director) loseSite() {
 	if d.chance(2) {
 		lost, left = left, lost
 	}
+	if p := left.running(); p == nil || !p.store().Current() {
+		return // what it lacks, as after its disk was put back, would be lost with the other one
+	}
 	d.moment()
 	d.ends(lost)
 	d.starts(left)
