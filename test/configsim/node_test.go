@@ -318,7 +318,9 @@ func call[T any](ctx context.Context, p *process, node string, epoch bool, f fun
 		return out, err
 	}
 	done := make(chan struct{})
-	if !q.serves(func() { out, err = f(q); close(done) }) {
+	var said T // by q, which may answer when nobody waits any more
+	var fault error
+	if !q.serves(func() { said, fault = f(q); close(done) }) {
 		return out, syscall.ECONNRESET
 	}
 	var none T
@@ -337,7 +339,7 @@ func call[T any](ctx context.Context, p *process, node string, epoch bool, f fun
 	if lost := network.crosses(ctx, q.end, p.end); lost != nil {
 		return none, lost
 	}
-	return out, err
+	return said, fault
 }
 
 // serves starts the answer to a call, unless the process has ended.
