@@ -73,6 +73,7 @@ var changes = map[string]func() Change{
 	"mailbox.policy": func() Change { return &SetPolicy{} },
 	"acme":           func() Change { return &SetACME{} },
 	"copies":         func() Change { return &SetCopies{} },
+	"restrictions":   func() Change { return &SetRestrictions{} },
 }
 
 // newCommand wraps a change for the log.

@@ -80,14 +80,15 @@ const (
 
 // Mailbox is a journal address and its keys. It holds no secret in clear.
 type Mailbox struct {
-	ID          string        `json:"id"` // mbx- and 32 hex digits
-	Description string        `json:"description,omitempty"`
-	Status      MailboxStatus `json:"status"`
-	Policy      Policy        `json:"policy,omitempty"` // empty: that of Copies
-	Keys        []seal.Key    `json:"keys"`
-	Version     uint64        `json:"version"` // raised by every change of the keys
-	Created     time.Time     `json:"created"`
-	RetiredAt   time.Time     `json:"retired_at,omitzero"`
+	ID           string        `json:"id"` // mbx- and 32 hex digits
+	Description  string        `json:"description,omitempty"`
+	Status       MailboxStatus `json:"status"`
+	Policy       Policy        `json:"policy,omitempty"` // empty: that of Copies
+	Keys         []seal.Key    `json:"keys"`
+	Version      uint64        `json:"version"` // raised by every change of the keys
+	Created      time.Time     `json:"created"`
+	RetiredAt    time.Time     `json:"retired_at,omitzero"`
+	Restrictions Restrictions  `json:"restrictions,omitzero"`
 }
 
 // ActiveKey returns the key that seals new messages.
@@ -163,23 +164,24 @@ type Copies struct {
 
 // State is the whole configuration at one index. Published states are immutable.
 type State struct {
-	Format    int                `json:"format"` // 1
-	Cluster   string             `json:"cluster"`
-	Epoch     Epoch              `json:"epoch"`
-	Lineage   []EpochStart       `json:"lineage,omitempty"` // how the epochs came about, the last ones
-	Revision  uint32             `json:"revision"`          // raised by every change; the zone's SOA serial
-	Index     uint64             `json:"index"`             // of the last command applied, in the raft log
-	Term      uint64             `json:"term"`              // of that command
-	Hash      string             `json:"hash"`              // chain over all commands and outcomes, hex SHA-256
-	Zone      Zone               `json:"zone"`
-	CA        CA                 `json:"ca"`
-	ACME      ACME               `json:"acme"`
-	Copies    Copies             `json:"copies,omitzero"`
-	Nodes     map[string]Node    `json:"nodes"`
-	Former    []Former           `json:"former,omitempty"` // the last ones
-	Mailboxes map[string]Mailbox `json:"mailboxes"`
-	Invites   map[string]Invite  `json:"invites"`
-	Recent    []Outcome          `json:"recent"` // of the last commands, to apply each once
+	Format       int                `json:"format"` // 1
+	Cluster      string             `json:"cluster"`
+	Epoch        Epoch              `json:"epoch"`
+	Lineage      []EpochStart       `json:"lineage,omitempty"` // how the epochs came about, the last ones
+	Revision     uint32             `json:"revision"`          // raised by every change; the zone's SOA serial
+	Index        uint64             `json:"index"`             // of the last command applied, in the raft log
+	Term         uint64             `json:"term"`              // of that command
+	Hash         string             `json:"hash"`              // chain over all commands and outcomes, hex SHA-256
+	Zone         Zone               `json:"zone"`
+	CA           CA                 `json:"ca"`
+	ACME         ACME               `json:"acme"`
+	Copies       Copies             `json:"copies,omitzero"`
+	Restrictions Restrictions       `json:"restrictions,omitzero"`
+	Nodes        map[string]Node    `json:"nodes"`
+	Former       []Former           `json:"former,omitempty"` // the last ones
+	Mailboxes    map[string]Mailbox `json:"mailboxes"`
+	Invites      map[string]Invite  `json:"invites"`
+	Recent       []Outcome          `json:"recent"` // of the last commands, to apply each once
 }
 
 // NodeByID returns the member with a raft server id.

@@ -3,8 +3,10 @@ package smtpnode
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/emersion/go-smtp"
@@ -42,7 +44,7 @@ scan:
 		return "", "", bad("address without a closing bracket")
 	}
 	address, rest = s[1:end], s[end+1:]
-	if strings.ContainsFunc(address, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+	if strings.ContainsFunc(address, unicode.IsControl) {
 		return "", "", bad("control character in the address")
 	}
 	if rest != "" && rest[0] != ' ' {
@@ -74,6 +76,15 @@ func validAddress(a string) bool {
 		if len(local) < 2 || !strings.HasSuffix(local, `"`) {
 			return false
 		}
+		// Nothing but \" and \\ may hold a quote within it.
+		for in := local[1 : len(local)-1]; in != ""; in = in[1:] {
+			if in[0] == '"' || in == `\` {
+				return false
+			}
+			if in[0] == '\\' {
+				in = in[1:]
+			}
+		}
 	} else if strings.ContainsAny(local, ` "(),:;<>@[\]`) {
 		return false
 	}
@@ -86,6 +97,26 @@ func splitAddress(a string) (local, domain string) {
 		return a[:i], a[i+1:]
 	}
 	return a, ""
+}
+
+// Original returns whom a copy was made for: user@domain, if the address is a sub-address
+// mbx-...+user=domain@zone of a mailbox, else the address itself. So senders of plain
+// copies, such as Postfix with recipient_bcc_maps, tell an envelope recipient.
+func Original(address string) string {
+	local, _ := splitAddress(address)
+	_, sub, ok := strings.Cut(local, "+")
+	if i := strings.LastIndexByte(sub, '='); ok && i > 0 && i < len(sub)-1 && validAddress(sub[:i]+"@"+sub[i+1:]) {
+		return sub[:i] + "@" + sub[i+1:]
+	}
+	return address
+}
+
+// literal writes an address as in RFC 5321 section 4.1.3.
+func literal(a netip.Addr) string {
+	if a = a.Unmap().WithZone(""); a.Is4() {
+		return "[" + a.String() + "]"
+	}
+	return "[IPv6:" + a.String() + "]"
 }
 
 func ascii(s string) bool {

@@ -126,7 +126,7 @@ func TestSilentHandshakeEnds(t *testing.T) {
 // session that has sent a message is as idle as another.
 func TestIdleCommands(t *testing.T) {
 	t.Parallel()
-	r := start(t, func(o *Options) { o.MaxIdle, o.Grace = 6, 10*time.Second })
+	r := start(t, func(o *Options) { o.MaxIdle, o.MaxRecipients, o.Grace = 6, 3, 10*time.Second })
 	c := r.dial()
 	c.dialog("S: 220\nC: EHLO x\nS: 250-")
 	for range 4 {
@@ -312,7 +312,7 @@ func TestControlCharactersInAddresses(t *testing.T) {
 func TestLongLinesEnd(t *testing.T) {
 	t.Parallel()
 	for _, before := range []string{"S: 220\n", envelope + "C: BDAT 2\nC: \nS: 250\n"} {
-		r := start(t, func(o *Options) { o.MaxErrors = 3 })
+		r := start(t, func(o *Options) { o.MaxErrors = 4 })
 		c := r.dial()
 		c.dialog(before)
 		for range 4 {

@@ -35,7 +35,7 @@ func (c *conn) bdatCommand(arg string) {
 		c.bw.Flush()
 		return
 	}
-	r := &bdatReader{c: c, chunk: size, last: last, left: c.srv.opt.MaxSize}
+	r := &bdatReader{c: c, chunk: size, last: last, left: c.maxSize()}
 	if err := c.transferable(); err != nil {
 		if c.broken = r.discardChunk(); c.broken == nil {
 			c.replyError(err)
@@ -86,7 +86,7 @@ func (r *bdatReader) nextChunk() error {
 	c := r.c
 	c.reply(250, "2.0.0", "chunk received")
 	for {
-		if c.errors > c.srv.opt.MaxErrors || c.idle > c.srv.opt.MaxIdle {
+		if c.errors >= c.srv.opt.MaxErrors || c.idle > c.maxIdle() {
 			return errAborted
 		}
 		line, err := c.readCommand()
@@ -134,7 +134,7 @@ func (r *bdatReader) drain() error {
 
 // discardChunk reads the rest of the chunk, unless it is absurdly long.
 func (r *bdatReader) discardChunk() error {
-	if r.chunk > 2*r.c.srv.opt.MaxSize {
+	if r.chunk > 2*r.c.maxSize() {
 		return errEndless
 	}
 	n, err := io.CopyN(io.Discard, r.c.br, r.chunk)

@@ -30,6 +30,7 @@ type conn struct {
 	bw   *bufio.Writer
 	peer netip.AddrPort
 
+	offer   Offer
 	tls     *tls.ConnectionState // nil in plaintext
 	wire    net.Conn             // what replies go to: line, or the TLS connection over it
 	helo    string
@@ -44,7 +45,7 @@ type conn struct {
 	trouble *smtp.SMTPError
 
 	pending      *string // a command read ahead by BDAT
-	errors       int     // refused commands
+	errors       int     // commands refused for good
 	idle         int     // commands since the last accepted message
 	broken       error   // why the connection cannot go on
 	transferring atomic.Bool
@@ -58,6 +59,9 @@ func (s *Server) Handle(ctx context.Context, nc net.Conn) {
 	c := &conn{srv: s, ctx: ctx, line: lineproto.NewConn(nc, s.opt.Deadlines), peer: peer,
 		log: s.opt.Log.With("peer", peer.String())}
 	c.setConn(c.line)
+	if s.opt.Mailboxes != nil {
+		c.offer = s.opt.Mailboxes.Offer()
+	}
 	c.session = s.newSession(c)
 	stop := context.AfterFunc(ctx, func() {
 		if c.transferring.Load() {
@@ -133,7 +137,7 @@ func (c *conn) run() {
 			c.farewell("4.3.2", "closing down")
 			return
 		}
-		if c.errors > c.srv.opt.MaxErrors {
+		if c.errors >= c.srv.opt.MaxErrors {
 			c.farewell("4.7.0", "too many errors")
 			return
 		}
@@ -153,7 +157,7 @@ func (c *conn) run() {
 			return
 		}
 		first = false
-		if c.idle++; c.idle > c.srv.opt.MaxIdle {
+		if c.idle++; c.idle > c.maxIdle() {
 			c.farewell("4.7.0", "too many commands without a message")
 			return
 		}
@@ -242,7 +246,7 @@ func (c *conn) reset() {
 	c.session.Reset()
 }
 
-// refuse replies and counts against the error budget.
+// refuse replies and counts against the budget of errors.
 func (c *conn) refuse(code int, enhanced, text string) {
 	c.errors++
 	c.reply(code, enhanced, text)
@@ -273,7 +277,7 @@ func (c *conn) replyError(err error) *smtp.SMTPError {
 		c.log.Error("smtp command failed", "err", err)
 		se = errTemporary
 	}
-	if se.Code/100 != 2 {
+	if se.Code/100 == 5 { // what is refused for now is no fault of the peer's
 		c.errors++
 	}
 	code := ""

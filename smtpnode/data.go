@@ -52,7 +52,7 @@ func (c *conn) dataCommand(arg string) {
 		c.broken = err
 		return
 	}
-	r := &dataReader{br: c.br, left: c.srv.opt.MaxSize, patience: c.srv.opt.MaxSize}
+	r := &dataReader{br: c.br, left: c.maxSize(), patience: c.maxSize(), dots: dots{tail: [2]byte{'\r', '\n'}}}
 	c.deliver(r, r.drain)
 }
 
@@ -102,6 +102,7 @@ type dataReader struct {
 	inLine   bool  // the last octet read did not end a line
 	cr       bool  // it was a CR
 	ended    bool  // the end of the message was read
+	dots     dots
 	err      error
 }
 
@@ -142,6 +143,7 @@ func (r *dataReader) next(p []byte) (int, error) {
 				r.br.Discard(2)
 				return 0, io.EOF
 			}
+			r.dots.next(start[:1])
 		}
 		r.inLine, r.cr = true, false
 	}
@@ -159,8 +161,48 @@ func (r *dataReader) next(p []byte) (int, error) {
 	r.cr = have[n-1] == '\r'
 	copy(p, have[:n])
 	r.br.Discard(n)
+	r.dots.next(p[:n])
 	return n, nil
 }
+
+// ambiguous returns whether what was read so far holds a dot that another server may have
+// taken for the end of the message.
+func (r *dataReader) ambiguous() bool { return r.dots.found }
+
+// dots looks for a dot with a CR or LF on either side, in the octets as they were sent.
+// The one of CRLF.CRLF, which ends the message, is not given to it.
+type dots struct {
+	tail  [2]byte // the last octets; CRLF before the first
+	found bool
+}
+
+func (d *dots) next(p []byte) {
+	seam := [4]byte{d.tail[0], d.tail[1]}
+	n := copy(seam[2:], p)
+	d.found = d.found || loneDot(seam[:2+n]) || loneDot(p)
+	switch n {
+	case 1:
+		d.tail = [2]byte{d.tail[1], p[0]}
+	case 2:
+		d.tail = [2]byte(p[len(p)-2:])
+	}
+}
+
+func loneDot(p []byte) bool {
+	for at := 1; at+1 < len(p); at++ {
+		i := bytes.IndexByte(p[at:len(p)-1], '.')
+		if i < 0 {
+			return false
+		}
+		at += i
+		if lineEnd(p[at-1]) && lineEnd(p[at+1]) {
+			return true
+		}
+	}
+	return false
+}
+
+func lineEnd(b byte) bool { return b == '\r' || b == '\n' }
 
 // drain reads the rest of the message, as far as patience reaches.
 func (r *dataReader) drain() error {

@@ -19,20 +19,23 @@ func (c *conn) ehlo(arg string, esmtp bool) {
 	}
 	c.reset()
 	c.helo, c.esmtp = name, esmtp
+	if m := c.srv.opt.Mailboxes; m != nil {
+		c.offer = m.Offer()
+	}
 	if !esmtp {
 		c.reply(250, "", c.srv.opt.Host)
 		return
 	}
 	offers := []string{
 		c.srv.opt.Host,
-		fmt.Sprintf("SIZE %d", c.srv.opt.MaxSize), // RFC 1870
-		"8BITMIME",            // RFC 6152
-		"SMTPUTF8",            // RFC 6531
-		"ENHANCEDSTATUSCODES", // RFC 2034
-		"PIPELINING",          // RFC 2920
-		"CHUNKING",            // RFC 3030
-		"BINARYMIME",          // RFC 3030
-		fmt.Sprintf("LIMITS RCPTMAX=%d", c.srv.opt.MaxRecipients), // RFC 9422
+		fmt.Sprintf("SIZE %d", c.maxSize()), // RFC 1870
+		"8BITMIME",                          // RFC 6152
+		"SMTPUTF8",                          // RFC 6531
+		"ENHANCEDSTATUSCODES",               // RFC 2034
+		"PIPELINING",                        // RFC 2920
+		"CHUNKING",                          // RFC 3030
+		"BINARYMIME",                        // RFC 3030
+		fmt.Sprintf("LIMITS RCPTMAX=%d", c.maxRecipients()), // RFC 9422
 	}
 	if c.srv.opt.TLS != nil && c.tls == nil {
 		offers = append(offers, "STARTTLS") // RFC 3207
@@ -66,7 +69,14 @@ func (c *conn) startTLS(arg string) (quit bool) {
 	// What was pipelined behind STARTTLS in plaintext is given to the handshake,
 	// which fails on it: it never becomes a command (RFC 3207 section 6).
 	early, _ := c.br.Peek(c.br.Buffered())
-	tc := tls.Server(&prefixConn{c.line, bytes.NewReader(bytes.Clone(early))}, c.srv.opt.TLS)
+	cfg := c.srv.opt.TLS
+	if c.offer.ClientCertificate {
+		// It is checked where a mailbox asks for it: one that does not please must not
+		// end the connection for the others.
+		cfg = cfg.Clone()
+		cfg.ClientAuth = tls.RequestClientCert
+	}
+	tc := tls.Server(&prefixConn{c.line, bytes.NewReader(bytes.Clone(early))}, cfg)
 	timer := time.AfterFunc(c.srv.opt.TLSTime, func() { c.line.CloseBy(time.Now()) })
 	err := tc.HandshakeContext(c.ctx)
 	if !timer.Stop() && err == nil {

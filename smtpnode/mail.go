@@ -34,7 +34,7 @@ func (c *conn) mailCommand(arg string) {
 		c.replyError(err)
 		return
 	}
-	opts, err := mailParameters(rest, c.srv.opt.MaxSize)
+	opts, err := mailParameters(rest, c.maxSize())
 	if err != nil {
 		c.replyError(err)
 		return
@@ -76,7 +76,7 @@ func (c *conn) rcptCommand(arg string) {
 	if err == nil && !ascii(to) && !c.mail.UTF8 {
 		err = errNeedsUTF8
 	}
-	if err == nil && c.rcpts >= c.srv.opt.MaxRecipients {
+	if err == nil && c.rcpts >= c.maxRecipients() {
 		err = &smtp.SMTPError{Code: 452, EnhancedCode: smtp.EnhancedCode{4, 5, 3}, Message: "too many recipients"}
 	}
 	if err == nil {

@@ -10,22 +10,27 @@ import (
 
 // octets counts and classifies the octets of a message as they stream by.
 type octets struct {
-	total   int64
-	bareLFs int64
-	flags   journal.Flags
-	last    byte // octet before the next
-	bareLF  bool // it was a bare LF
+	most     int64 // octets that are taken; 0: any number
+	total    int64
+	bareLFs  int64
+	received int // Received fields in the header
+	flags    journal.Flags
+	last     byte // octet before the next
+	bareLF   bool // it was a bare LF
 
 	header     []byte // the start of the message, until the header is complete
 	headerDone bool
 }
 
-// maxHeader bounds how far the marker of a journal report is looked for.
+// maxHeader bounds how far the header is looked into.
 const maxHeader = 64 << 10
 
 func (o *octets) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if o.most > 0 && o.total+int64(len(p)) > o.most {
+		return 0, errTooLarge
 	}
 	o.scanHeader(p)
 	if o.flags&journal.EightBit == 0 && eightBit(p) {
@@ -103,13 +108,13 @@ func (o *octets) result() journal.Flags {
 		f |= journal.BareCR
 	}
 	if !o.headerDone {
-		o.findReport(o.header)
+		o.readHeader(o.header)
 		f |= o.flags & journal.JournalReport
 	}
 	return f
 }
 
-// scanHeader looks for the marker once the header is complete. It collects the header only
+// scanHeader reads the header once it is complete. It collects the header only
 // if that takes several pieces.
 func (o *octets) scanHeader(p []byte) {
 	if o.headerDone {
@@ -132,7 +137,7 @@ func (o *octets) scanHeader(p []byte) {
 	if end >= 0 {
 		p = p[:end]
 	}
-	o.findReport(p)
+	o.readHeader(p)
 	o.header, o.headerDone = nil, true
 }
 
@@ -153,15 +158,17 @@ func headerEnd(p []byte, from int) int {
 	return from + end
 }
 
-// findReport recognises the envelope messages of Exchange 2007 and later, of
-// Amazon WorkMail, and of Exchange 2003.
-func (o *octets) findReport(header []byte) {
+// readHeader counts Received fields, and recognises the journal reports of Exchange 2007
+// and later, of Amazon WorkMail, and of Exchange 2003.
+func (o *octets) readHeader(header []byte) {
 	for line := range strings.Lines(string(header)) {
 		name, value, ok := strings.Cut(line, ":")
 		if !ok {
 			continue
 		}
 		switch strings.ToLower(strings.TrimRight(name, " \t")) {
+		case "received":
+			o.received++
 		case "x-ms-journal-report", "x-wm-journal-report":
 			o.flags |= journal.JournalReport
 		case "content-identifier", "content-identifer": // the second is how older Citadel writes it

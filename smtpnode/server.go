@@ -17,6 +17,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -40,6 +41,11 @@ type Mailboxes interface {
 	// Strict returns whether the policy of a mailbox is strict now: it may have become so
 	// while the message came in.
 	Strict(id string) bool
+	// Offer returns what clients are told now, whatever the mailbox.
+	Offer() Offer
+	// Restricted hears of mail for a mailbox that its Restrictions refused, so that an
+	// operator can be told.
+	Restricted(id string, peer netip.Addr, why error)
 }
 
 // Mailbox is what the receiver needs to know of one.
@@ -49,6 +55,7 @@ type Mailbox struct {
 	Strict    bool   // never taken with one copy only
 	Key       string // id of the active key
 	Recipient string // its public half, an age recipient
+	Restrictions
 }
 
 // Store makes messages durable.
@@ -88,15 +95,22 @@ type Options struct {
 	Log       *slog.Logger
 	Metrics   prometheus.Registerer // nil: none
 
-	MaxSize       int64 // octets of a message; default 250 MiB
-	MaxRecipients int   // per message; default 100 (RFC 5321 section 4.5.3.1.8)
-	MaxErrors     int   // refused commands before 421; default 10
+	MaxSize       int64 // octets of a message; default DefaultMaxSize
+	MaxRecipients int   // per message; default DefaultMaxRecipients
+	MaxErrors     int   // commands refused for good before 421; default 3
 	MaxIdle       int   // commands without an accepted message before 421; default 200
+	MaxReceived   int   // Received fields in a message's header; default 100 (RFC 5321 section 6.3)
 	Limits        lineproto.Limits
 	Deadlines     lineproto.Deadlines
 	TLSTime       time.Duration // for the handshake; default 30 s
 	Grace         time.Duration // for transfers under way at a stop; default 10 s
 }
+
+// Defaults of Options and Offer.
+const (
+	DefaultMaxSize       = 250 << 20 // octets
+	DefaultMaxRecipients = 100       // RFC 5321 section 4.5.3.1.8
+)
 
 // maxLine is the longest command line: RFC 5321 section 4.5.3.1.4 asks for 512
 // octets, extensions for more (RFC 6531 section 3.4).
@@ -121,10 +135,11 @@ func orDefault[T comparable](v *T, d T) {
 
 // New returns a server that does not listen yet.
 func New(opt Options) *Server {
-	orDefault(&opt.MaxSize, 250<<20)
-	orDefault(&opt.MaxRecipients, 100)
-	orDefault(&opt.MaxErrors, 10)
+	orDefault(&opt.MaxSize, DefaultMaxSize)
+	orDefault(&opt.MaxRecipients, DefaultMaxRecipients)
+	orDefault(&opt.MaxErrors, 3)
 	orDefault(&opt.MaxIdle, 200)
+	orDefault(&opt.MaxReceived, 100)
 	orDefault(&opt.Limits, lineproto.Limits{Total: 1000, PerAddress: 64, PerNetwork: 256})
 	orDefault(&opt.Deadlines, lineproto.Deadlines{Idle: 5 * time.Minute, Write: time.Minute, Session: 4 * time.Hour, MinRate: 1 << 10, RateGrace: time.Minute})
 	orDefault(&opt.TLSTime, 30*time.Second)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,7 @@ type session struct {
 	conn *conn
 
 	from string
+	size int64 // declared; 0: not
 	to   []recipient
 }
 
@@ -40,7 +42,7 @@ type recipient struct {
 }
 
 // Reset forgets the transaction.
-func (s *session) Reset() { s.from, s.to = "", nil }
+func (s *session) Reset() { s.from, s.size, s.to = "", 0, nil }
 
 // Logout ends the session.
 func (s *session) Logout() error { return nil }
@@ -51,7 +53,7 @@ func (s *session) Mail(from string, opts *smtp.MailOptions) error {
 		s.conn.log.Warn("mail refused", "at", "MAIL", "from", from, "err", err)
 		return err
 	}
-	s.from = from
+	s.from, s.size = from, opts.Size
 	return nil
 }
 
@@ -90,11 +92,16 @@ func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 		err = temporary(451, 3, 0, errTemporary.Message, err)
 	case m.Suspended:
 		err = temporary(450, 2, 1, "mailbox is suspended, try again later", errors.New("mailbox is suspended"))
-	case m.Strict:
-		err = s.copyable()
+	default:
+		err = s.allowed(m)
 	}
 	if err != nil {
-		s.srv.metrics.messages.WithLabelValues("refused-recipient").Inc()
+		class := "refused-recipient"
+		if errors.Is(err, ErrRestricted) {
+			class = "restricted"
+			s.srv.opt.Mailboxes.Restricted(m.ID, s.conn.peer.Addr().Unmap(), err.(*refusal).cause)
+		}
+		s.srv.metrics.messages.WithLabelValues(class).Inc()
 		s.conn.log.Info("mail refused", "at", "RCPT", "from", s.from, "to", to, "err", err)
 		return err
 	}
@@ -106,6 +113,36 @@ func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
 	}
 	s.to = append(s.to, recipient{m, []string{to}})
 	return nil
+}
+
+// allowed says why a mailbox takes no mail in this transaction, or one more address, or
+// nil.
+func (s *session) allowed(m Mailbox) error {
+	if err := m.check(s.conn, s.size); err != nil {
+		return err
+	}
+	for _, to := range s.to {
+		if to.mailbox.ID == m.ID && m.MaxRecipients > 0 && len(to.addresses) >= m.MaxRecipients {
+			// RFC 5321 section 4.5.3.1.10: the sender sends the rest in another transaction.
+			return temporary(452, 5, 3, "too many addresses of this mailbox in one message", errors.New("too many addresses of one mailbox"))
+		}
+	}
+	if m.Strict {
+		return s.copyable()
+	}
+	return nil
+}
+
+// limits returns what the strictest of the recipients says of a message as a whole.
+func (s *session) limits() (size int64, rejectDots bool) {
+	size = math.MaxInt64
+	for _, to := range s.to {
+		if to.mailbox.MaxSize > 0 {
+			size = min(size, to.mailbox.MaxSize)
+		}
+		rejectDots = rejectDots || to.mailbox.RejectDots
+	}
+	return size, rejectDots
 }
 
 // draft is the copy of the message for one recipient.
@@ -132,7 +169,8 @@ func (s *session) Data(r io.Reader) error {
 		s.srv.buffers.Put(buf)
 	})
 	defer release()
-	count := &octets{}
+	most, rejectDots := s.limits()
+	count := &octets{most: most}
 	writers := []io.Writer{count}
 	for _, to := range s.to {
 		d, err := s.begin(to, start, buf)
@@ -145,6 +183,14 @@ func (s *session) Data(r io.Reader) error {
 	if _, err := io.CopyBuffer(io.MultiWriter(writers...), onlyReader{r}, buf.plain[:]); err != nil {
 		return s.refused("receive", err)
 	}
+	dots, _ := r.(interface{ ambiguous() bool })
+	ambiguous := dots != nil && dots.ambiguous()
+	switch {
+	case ambiguous && rejectDots:
+		return s.refused("receive", errDots)
+	case count.received > s.srv.opt.MaxReceived:
+		return s.refused("receive", errLoop)
+	}
 	last := time.Now()
 	msgs, strict := make([]Message, len(drafts)), false
 	for i, d := range drafts {
@@ -152,6 +198,9 @@ func (s *session) Data(r io.Reader) error {
 			return s.refused("seal", err)
 		}
 		d.meta.Octets, d.meta.BareLFs, d.meta.Flags = count.total, count.bareLFs, count.result()
+		if ambiguous {
+			d.meta.Flags |= journal.AmbiguousDot
+		}
 		msgs[i] = Message{d.meta, d.body}
 		strict = strict || d.to.mailbox.Strict || s.srv.opt.Mailboxes.Strict(d.to.mailbox.ID) // the strictest governs all of them
 	}
@@ -220,17 +269,24 @@ func (s *session) trace(id journal.ID, to recipient, now time.Time) string {
 	b.WriteString(journal.TraceBinding(id, to.mailbox.ID))
 	fmt.Fprintf(&b, "Return-Path: <%s>\r\n", s.from) // RFC 5321 section 4.4
 	with := "SMTP"
-	if s.conn.esmtp {
+	switch { // RFC 3848, RFC 6531 section 4.3
+	case s.conn.mail.UTF8:
+		with = "UTF8SMTP"
+	case s.conn.esmtp:
 		with = "ESMTP"
 	}
 	if t := s.conn.tls; t != nil {
-		with += "S\r\n\t(" + tls.VersionName(t.Version) + " " + tls.CipherSuiteName(t.CipherSuite) + ")" // RFC 3848
+		with += "S\r\n\t(" + tls.VersionName(t.Version) + " " + tls.CipherSuiteName(t.CipherSuite) + ")"
 	}
-	fmt.Fprintf(&b, "Received: from %s ([%s])\r\n\tby %s with %s id %s;\r\n\t%s\r\n", s.conn.helo, s.conn.peer.Addr(),
-		s.srv.opt.Host, with, id, now.Format(time.RFC1123Z))
+	forOne := ""
+	if len(to.addresses) == 1 {
+		forOne = fmt.Sprintf("\r\n\tfor <%s>", to.addresses[0])
+	}
+	fmt.Fprintf(&b, "Received: from %s (%s)\r\n\tby %s with %s id %s%s;\r\n\t%s\r\n", s.conn.helo, literal(s.conn.peer.Addr()),
+		s.srv.opt.Host, with, id, forOne, now.Format(time.RFC1123Z))
 	fmt.Fprintf(&b, "X-Envelope-From: <%s>\r\n", s.from)
 	for _, a := range to.addresses {
-		fmt.Fprintf(&b, "X-Envelope-To: <%s>\r\n", a)
+		fmt.Fprintf(&b, "X-Envelope-To: <%s>\r\n", Original(a))
 	}
 	b.WriteString("\r\n")
 	return b.String()

@@ -19,7 +19,7 @@ func mailboxCommand() *cobra.Command {
 	c := &cobra.Command{Use: "mailbox", Short: "Make, show and change mailboxes", GroupID: "operate"}
 	c.AddCommand(mailboxCreateCommand(), mailboxListCommand(), mailboxShowCommand(), mailboxPasswdCommand(),
 		mailboxStatusCommand("suspend", "suspended", "Take no more mail (4xx); what waits can still be fetched"),
-		mailboxStatusCommand("activate", "active", "Take mail again"), mailboxPolicyCommand(), mailboxDeleteCommand())
+		mailboxStatusCommand("activate", "active", "Take mail again"), mailboxSetCommand(), mailboxPresetsCommand(), mailboxPolicyCommand(), mailboxDeleteCommand())
 	return c
 }
 
@@ -167,6 +167,11 @@ func mailboxShowCommand() *cobra.Command {
 			}
 			rows = append(rows, []string{s.Site, fmt.Sprint(s.Messages), size(s.Octets), age(s.Oldest), fmt.Sprint(s.Locked), fmt.Sprint(s.Copies)})
 		}
+		if err := table(out, rows); err != nil {
+			return err
+		}
+		rows = restrictionRows(m.Restrictions, m.Effective, false)
+		rows[0][0] = "\n" + rows[0][0]
 		if err := table(out, rows); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/textproto"
 	"os"
 	"os/exec"
 	"strconv"
@@ -67,8 +68,41 @@ func TestScripts(t *testing.T) {
 			"exits":   cmdExits,
 			"retry":   cmdRetry,
 			"oneline": cmdOneLine,
+			"ehlo":    cmdEHLO,
+			"rcpt":    cmdRCPT,
 		},
 	})
+}
+
+// cmdEHLO checks that a node offers something: ehlo NODE TEXT.
+func cmdEHLO(ts *testscript.TestScript, _ bool, args []string) {
+	if got := smtpReply(ts, args[0]); !strings.Contains(got, args[1]+"\n") {
+		ts.Fatalf("EHLO was answered %q, want %q within", got, args[1])
+	}
+}
+
+// cmdRCPT checks what a node answers for a mailbox: rcpt NODE MAILBOX ANSWER.
+func cmdRCPT(ts *testscript.TestScript, _ bool, args []string) {
+	got := smtpReply(ts, args[0], "MAIL FROM:<>", "RCPT TO:<"+args[1]+"@msgw.example.com>")
+	if !strings.HasPrefix(got, args[2]) {
+		ts.Fatalf("RCPT was answered %q, want %q", got, args[2])
+	}
+}
+
+// smtpReply says EHLO and the commands to a node and returns the last reply.
+func smtpReply(ts *testscript.TestScript, node string, commands ...string) (reply string) {
+	c, err := textproto.Dial("tcp", ts.Getenv("SMTP_"+node))
+	ts.Check(err)
+	defer c.Close()
+	_, _, err = c.ReadResponse(220)
+	ts.Check(err)
+	for _, line := range append([]string{"EHLO client.example.net"}, commands...) {
+		ts.Check(c.PrintfLine("%s", line))
+		code, text, err := c.ReadResponse(0)
+		ts.Check(err)
+		reply = fmt.Sprintf("%d %s\n", code, text)
+	}
+	return reply
 }
 
 // cmdExits runs a command and checks its exit code: exits CODE COMMAND [ARG...].

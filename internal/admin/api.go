@@ -19,6 +19,9 @@ type Node interface {
 	ChangePassword(ctx context.Context, id string, r ChangePassword) (Credentials, error)
 	ResetPassword(ctx context.Context, id string, r ResetPassword) (Credentials, error)
 	SetMailboxStatus(ctx context.Context, id, status string) (Change, error)
+	SetMailbox(ctx context.Context, id string, m SetMailbox) (Change, error)
+	Restrictions(ctx context.Context) (Restrictions, error)
+	SetRestrictions(ctx context.Context, r Restrictions) (Change, error)
 	DeleteMailbox(ctx context.Context, id, cutOff string) (Change, error)
 	SetWeight(ctx context.Context, node string, weight uint32) (Change, error)
 	SetDrain(ctx context.Context, node string, d SetDrain) (Drain, error)
@@ -180,6 +183,28 @@ type Mailbox struct {
 	Created     time.Time `json:"created"`
 	Keys        []Key     `json:"keys"`
 	Sites       []Held    `json:"sites"` // what waits at each site
+	// Restrictions are the mailbox's own; what it leaves open is as Effective says.
+	Restrictions Restrictions `json:"restrictions"`
+	Effective    Restrictions `json:"effective_restrictions"`
+}
+
+// Restrictions say from whom mail is taken, and how much in one message. A zero field of a
+// mailbox's means that of the appliance, one of the appliance's the default.
+type Restrictions struct {
+	Allow         []string `json:"allow,omitempty"`          // addresses, networks, microsoft365, google; or any
+	RequireTLS    string   `json:"require_tls,omitempty"`    // yes or no
+	Clients       []string `json:"clients,omitempty"`        // host names of client certificates; or any
+	ClientCA      string   `json:"client_ca,omitempty"`      // PEM; or system
+	MaxSize       int64    `json:"max_size,omitempty"`       // octets of a message
+	MaxRecipients int      `json:"max_recipients,omitempty"` // of a message; a mailbox's: that name the mailbox
+	Dots          string   `json:"ambiguous_dots,omitempty"` // accept or reject
+}
+
+// SetMailbox asks for other restrictions of a mailbox, and for another description unless
+// that is nil.
+type SetMailbox struct {
+	Description  *string      `json:"description,omitempty"`
+	Restrictions Restrictions `json:"restrictions"`
 }
 
 // Key of a mailbox, without its secret.

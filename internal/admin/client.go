@@ -113,6 +113,18 @@ func (c *Client) Mailbox(ctx context.Context, id string) (Mailbox, error) {
 	return ask[Mailbox](ctx, c, "GET", mailboxPath(id, ""), nil)
 }
 
+func (c *Client) SetMailbox(ctx context.Context, id string, m SetMailbox) (Change, error) {
+	return ask[Change](ctx, c, "POST", mailboxPath(id, ""), m)
+}
+
+func (c *Client) Restrictions(ctx context.Context) (Restrictions, error) {
+	return ask[Restrictions](ctx, c, "GET", "/v1/restrictions", nil)
+}
+
+func (c *Client) SetRestrictions(ctx context.Context, r Restrictions) (Change, error) {
+	return ask[Change](ctx, c, "POST", "/v1/restrictions", r)
+}
+
 func (c *Client) CreateMailbox(ctx context.Context, r CreateMailbox) (Credentials, error) {
 	return ask[Credentials](ctx, c, "POST", "/v1/mailboxes", r)
 }

@@ -52,6 +52,13 @@ func Handler(n Node, log *slog.Logger) http.Handler {
 	post(mux, "POST /v1/mailboxes/{id}/policy", log, func(ctx context.Context, r *http.Request, policy string) (any, error) {
 		return n.SetMailboxPolicy(ctx, r.PathValue("id"), policy)
 	})
+	post(mux, "POST /v1/mailboxes/{id}", log, func(ctx context.Context, r *http.Request, m SetMailbox) (any, error) {
+		return n.SetMailbox(ctx, r.PathValue("id"), m)
+	})
+	get(mux, "GET /v1/restrictions", log, func(ctx context.Context, _ *http.Request) (any, error) { return n.Restrictions(ctx) })
+	post(mux, "POST /v1/restrictions", log, func(ctx context.Context, _ *http.Request, r Restrictions) (any, error) {
+		return n.SetRestrictions(ctx, r)
+	})
 	get(mux, "GET /v1/copies", log, func(ctx context.Context, _ *http.Request) (any, error) { return n.Copies(ctx) })
 	post(mux, "POST /v1/copies", log, func(ctx context.Context, _ *http.Request, c CopySettings) (any, error) {
 		return n.SetCopies(ctx, c)

@@ -49,6 +49,7 @@ const (
 	LFDot                           // holds a bare LF followed by a dot
 	NoFinalCRLF                     // does not end with CRLF
 	bodyInFile                      // the sealed message lies in a file of its own
+	AmbiguousDot                    // came by DATA with a lone dot between line ends that were not both CRLF
 )
 
 // Flags of a tombstone.

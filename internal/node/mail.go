@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,11 @@ func (n mailboxes) Mailbox(address string) (smtpnode.Mailbox, error) {
 	if !ok {
 		return smtpnode.Mailbox{}, fmt.Errorf("mailbox %s has no active key", id)
 	}
-	return smtpnode.Mailbox{ID: id, Suspended: m.Status == raftstore.Suspended, Strict: s.Strict(m), Key: k.ID, Recipient: k.Recipient}, nil
+	r, err := restrictions(m.Restrictions.Over(s.Restrictions))
+	if err != nil {
+		return smtpnode.Mailbox{}, fmt.Errorf("mailbox %s: %w", id, err)
+	}
+	return smtpnode.Mailbox{ID: id, Suspended: m.Status == raftstore.Suspended, Strict: s.Strict(m), Key: k.ID, Recipient: k.Recipient, Restrictions: r}, nil
 }
 
 // AllStrict returns whether every mailbox wants two copies always.
@@ -119,12 +124,22 @@ func (d *maildrop) Messages() []pop3d.Message {
 	for i, m := range d.mail {
 		lfDot := m.Flags&journal.LFDot != 0
 		ms[i] = pop3d.Message{ID: m.ID.String(), LFDot: lfDot,
-			Octets: pop3d.Octets(m.Octets, m.BareLFs, m.Flags&journal.NoFinalCRLF == 0, lfDot)}
+			Octets: traceFields(m.Meta) + pop3d.Octets(m.Octets, m.BareLFs, m.Flags&journal.NoFinalCRLF == 0, lfDot)}
 	}
 	return ms
 }
 
-// Open unseals a message and passes over the trace block before it.
+// traceFields returns how many octets of header fields stand before a message at its
+// hand-over: those of its trace block, or none before a journal report, which is evidence
+// and carries its envelope within.
+func traceFields(m journal.Meta) int64 {
+	if m.Flags&journal.JournalReport != 0 {
+		return 0
+	}
+	return max(0, m.Trace-int64(len(journal.TraceBinding(m.ID, m.Mailbox)))-int64(len("\r\n")))
+}
+
+// Open unseals a message.
 func (d *maildrop) Open(_ context.Context, i int) (io.ReadCloser, error) {
 	m := d.mail[i]
 	r, err := openPlain(m.From, m.Meta, d.ids)
@@ -134,22 +149,29 @@ func (d *maildrop) Open(_ context.Context, i int) (io.ReadCloser, error) {
 	return r, err
 }
 
-// unseal opens the message behind m and checks that its octets belong to m.
+// unseal opens the message behind m, checks that its octets belong to m, and returns it as
+// it is handed over: with the fields of its trace block before it, or without.
 func unseal(r *journal.Reader, m journal.Meta, ids []seal.Identity) (io.Reader, error) {
 	p, size, err := seal.Open(r, m.Sealed, ids)
 	if err != nil {
 		return nil, err
 	}
-	binding := journal.TraceBinding(m.ID, m.Mailbox)
-	got := make([]byte, min(int64(len(binding)), m.Trace))
-	if _, err := p.ReadAt(got, 0); err != nil && err != io.EOF {
+	if size != m.Trace+m.Octets {
+		return nil, fmt.Errorf("%w: %d octets, expected %d", errOtherRecord, size, m.Trace+m.Octets)
+	}
+	trace := make([]byte, m.Trace)
+	if _, err := p.ReadAt(trace, 0); err != nil && err != io.EOF {
 		return nil, err
 	}
-	if size != m.Trace+m.Octets || string(got) != binding {
-		return nil, fmt.Errorf("%w: its octets belong to another record", journal.ErrDamaged)
+	fields, ok := bytes.CutPrefix(trace, []byte(journal.TraceBinding(m.ID, m.Mailbox)))
+	n := traceFields(m)
+	if !ok || n > int64(len(fields)) {
+		return nil, errOtherRecord
 	}
-	return io.NewSectionReader(p, m.Trace, m.Octets), nil
+	return io.MultiReader(bytes.NewReader(fields[:n]), io.NewSectionReader(p, m.Trace, m.Octets)), nil
 }
+
+var errOtherRecord = fmt.Errorf("%w: its octets belong to another record", journal.ErrDamaged)
 
 func (d *maildrop) Delete(_ context.Context, which []int) error {
 	mail := make([]shadow.Mail, len(which))

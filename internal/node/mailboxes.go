@@ -43,8 +43,8 @@ func (n operator) CreateMailbox(ctx context.Context, r admin.CreateMailbox) (adm
 	if err := raftstore.CheckMailboxID(r.ID); err != nil {
 		return admin.Credentials{}, admin.Errorf(http.StatusBadRequest, "", "%v", err)
 	}
-	if len(r.Description) > 200 || strings.ContainsFunc(r.Description, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return admin.Credentials{}, admin.Errorf(http.StatusBadRequest, "", "description %.40q: expected at most 200 octets of printable text", r.Description)
+	if err := checkDescription(r.Description); err != nil {
+		return admin.Credentials{}, err
 	}
 	password, generated, kdf, err := choose(r.Password)
 	if err != nil {
@@ -60,6 +60,13 @@ func (n operator) CreateMailbox(ctx context.Context, r admin.CreateMailbox) (adm
 	}
 	n.log.Info("mailbox created", "mailbox", r.ID, "applied", c.Applied, "missing", c.Missing)
 	return admin.Credentials{ID: r.ID, Address: n.address(r.ID), Password: generated, Change: c}, nil
+}
+
+func checkDescription(d string) error {
+	if len(d) > 200 || strings.ContainsFunc(d, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return admin.Errorf(http.StatusBadRequest, "", "description %.40q: expected at most 200 octets of printable text", d)
+	}
+	return nil
 }
 
 // find looks up a mailbox by id or address.
@@ -180,7 +187,8 @@ func (n *Node) askHoldings(ctx context.Context) (map[string]holdings, map[string
 }
 
 func (n *Node) describe(m raftstore.Mailbox, all map[string]holdings, errs map[string]error) admin.Mailbox {
-	out := admin.Mailbox{ID: m.ID, Address: n.address(m.ID), Description: m.Description, Status: string(m.Status), Policy: string(m.Policy), Created: m.Created}
+	out := admin.Mailbox{ID: m.ID, Address: n.address(m.ID), Description: m.Description, Status: string(m.Status), Policy: string(m.Policy), Created: m.Created,
+		Restrictions: admin.Restrictions(m.Restrictions), Effective: admin.Restrictions(m.Restrictions.Over(n.store.State().Restrictions))}
 	for _, k := range m.Keys {
 		out.Keys = append(out.Keys, admin.Key{ID: k.ID, State: string(k.State), Created: k.Created})
 	}

@@ -40,21 +40,23 @@ type Node struct {
 	witness bool
 	metrics *prometheus.Registry
 
-	members *members         // who belongs to the cluster, and this node's certificate
-	dialer  *peer.Dialer     // connections to the other nodes
-	peers   *peer.Client     // calls to them
-	store   *raftstore.Store // replicated configuration
-	deriver *seal.Deriver    // password checks
-	journal *journal.Journal // this site's sealed messages; nil at a witness
-	held    *journal.Journal // copies of the other site's; nil at a witness
-	shipper *shadow.Shipper  // sends copies; nil at a witness
-	holder  *shadow.Holder   // keeps copies; nil at a witness
-	certs   *certs.Manager   // nil at a witness
-	health  *health.Monitor  // verdicts
-	drain   *drain           // this node's own wish
-	lineage *lineage         // where its configuration stands among the others'
-	zone    *zone            // what the DNS answers; nil at a witness
-	drops   *maildrops       // open maildrops
+	members    *members                // who belongs to the cluster, and this node's certificate
+	dialer     *peer.Dialer            // connections to the other nodes
+	peers      *peer.Client            // calls to them
+	store      *raftstore.Store        // replicated configuration
+	deriver    *seal.Deriver           // password checks
+	journal    *journal.Journal        // this site's sealed messages; nil at a witness
+	held       *journal.Journal        // copies of the other site's; nil at a witness
+	shipper    *shadow.Shipper         // sends copies; nil at a witness
+	holder     *shadow.Holder          // keeps copies; nil at a witness
+	certs      *certs.Manager          // nil at a witness
+	health     *health.Monitor         // verdicts
+	drain      *drain                  // this node's own wish
+	lineage    *lineage                // where its configuration stands among the others'
+	zone       *zone                   // what the DNS answers; nil at a witness
+	drops      *maildrops              // open maildrops
+	restricted restricted              // mail that restrictions refused
+	offered    atomic.Pointer[offered] // what clients are told
 
 	rejoining sync.Mutex   // held while this node changes its lineage
 	leaving   atomic.Int64 // until when this node takes no mail, in nanoseconds since 1970
