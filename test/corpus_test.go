@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,8 +28,9 @@ func TestCorpus(t *testing.T) {
 	box := s.mailbox()
 	snd := s.sender()
 	want := map[string]struct {
-		name   string
-		octets []byte
+		name, from string
+		report     bool
+		octets     []byte
 	}{}
 	for _, m := range corpus.All() {
 		octets := m.Octets()
@@ -50,7 +52,7 @@ func TestCorpus(t *testing.T) {
 				t.Fatalf("%s by %s: ids %q", m.Name, way, res.IDs)
 			}
 			w := want[res.IDs[0]]
-			w.name, w.octets = m.Name+" by "+way, octets
+			w.name, w.from, w.report, w.octets = m.Name+" by "+way, m.From, m.Report, octets
 			if m.LFDot {
 				w.octets = lfToCRLF(octets)
 			}
@@ -95,8 +97,12 @@ func TestCorpus(t *testing.T) {
 			t.Errorf("fetched %d messages, sent %d", len(got), len(want))
 		}
 		for id, w := range want {
-			if !bytes.Equal(got[id], w.octets) {
-				t.Errorf("%s: fetched %s, want %s", w.name, glimpse(got[id]), glimpse(w.octets))
+			trace, octets := corpus.CutTrace(got[id])
+			if !bytes.Equal(octets, w.octets) {
+				t.Errorf("%s: fetched %s, want %s", w.name, glimpse(octets), glimpse(w.octets))
+			}
+			if w.report != (trace == nil) || trace != nil && (trace.From != w.from || !slices.Equal(trace.To, []string{box.Address})) {
+				t.Errorf("%s: fields before the message: %+v", w.name, trace)
 			}
 		}
 	}

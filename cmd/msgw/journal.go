@@ -22,7 +22,7 @@ other site's. Messages are sealed; only export --open shows one, and needs the m
 password. If the node does not run, its state directory is read.`}
 	c.AddCommand(journalListCommand("list", "List the messages held here", false),
 		journalListCommand("single-copy", "List the messages that the other site is not known to hold", true),
-		journalShowCommand(), journalVerifyCommand(), journalExportCommand())
+		journalShowCommand(), journalReleaseCommand(), journalVerifyCommand(), journalExportCommand())
 	return c
 }
 
@@ -64,7 +64,7 @@ func journalListCommand(name, short string, single bool) *cobra.Command {
 				if *asJSON {
 					return printJSON(out, m)
 				}
-				_, err := fmt.Fprintf(out, form, m.ID, m.Received.Local().Format(time.DateTime), size(m.Octets), where(m), m.Mailbox, m.Damage)
+				_, err := fmt.Fprintf(out, form, m.ID, m.Received.Local().Format(time.DateTime), size(m.Octets), where(m), m.Mailbox, damageText(m))
 				return err
 			})
 		})
@@ -106,8 +106,36 @@ func journalShowCommand() *cobra.Command {
 			if m.Damage != "" {
 				rows = append(rows, []string{"damage", m.Damage})
 			}
+			if !m.Quarantined.IsZero() {
+				rows = append(rows, []string{"quarantined", "since " + m.Quarantined.Local().Format(time.DateTime) + ": " + m.QuarantinedWhy})
+			}
 			return table(c.OutOrStdout(), rows)
 		})
+	}
+	return c
+}
+
+// damageText says whether a message is whole.
+func damageText(m admin.Message) string {
+	if m.Quarantined.IsZero() {
+		return m.Damage
+	}
+	return "quarantined: " + m.QuarantinedWhy
+}
+
+func journalReleaseCommand() *cobra.Command {
+	c := &cobra.Command{Use: "release ID", Short: "List a quarantined message again", Args: cobra.ExactArgs(1),
+		Long: `List a quarantined message again. A message that could not be read in three sessions of
+the archive, and that the other site's copy did not mend, is kept and not listed any
+more, so that the archive gets past it. One that was damaged is released by itself once
+it can be read again.`}
+	dir := addDir(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := client(*dir).Release(c.Context(), args[0]); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.OutOrStdout(), "%s is listed again\n", args[0])
+		return nil
 	}
 	return c
 }

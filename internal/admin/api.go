@@ -32,6 +32,8 @@ type Node interface {
 	SetMailboxPolicy(ctx context.Context, id, policy string) (Change, error)
 	Adopt(ctx context.Context, node string) (Copies, error)
 	Journals
+	// Release lets a quarantined message be listed again.
+	Release(ctx context.Context, id string) error
 	Disaster
 	Backup(ctx context.Context, r BackupRequest, w io.Writer) (Backup, error)
 	Invite(ctx context.Context, r Invite) (Invitation, error)

@@ -113,6 +113,11 @@ func (c *Client) Mailbox(ctx context.Context, id string) (Mailbox, error) {
 	return ask[Mailbox](ctx, c, "GET", mailboxPath(id, ""), nil)
 }
 
+func (c *Client) Release(ctx context.Context, id string) error {
+	_, err := ask[struct{}](ctx, c, "POST", "/v1/journal/"+url.PathEscape(id)+"/release", struct{}{})
+	return err
+}
+
 func (c *Client) SetMailbox(ctx context.Context, id string, m SetMailbox) (Change, error) {
 	return ask[Change](ctx, c, "POST", mailboxPath(id, ""), m)
 }

@@ -48,6 +48,9 @@ type Message struct {
 	Single      bool   `json:"single"`
 	SingleKnown bool   `json:"single_known"`
 	Damage      string `json:"damage,omitempty"`
+	// Quarantined: it could not be read, for a reason, and is not listed since then.
+	Quarantined    time.Time `json:"quarantined,omitzero"`
+	QuarantinedWhy string    `json:"quarantined_why,omitempty"`
 }
 
 // Verified sums up a check.
@@ -67,7 +70,7 @@ type row struct {
 	Error    *Error    `json:"error,omitempty"`
 }
 
-func journalRoutes(mux *http.ServeMux, n Journals, log *slog.Logger) {
+func journalRoutes(mux *http.ServeMux, n Node, log *slog.Logger) {
 	rows(mux, "GET /v1/journal", log, func(r *http.Request, f func(Message) error) (*Verified, error) {
 		q := r.URL.Query()
 		return nil, n.Messages(r.Context(), Query{Mailbox: q.Get("mailbox"), Single: q.Get("single") != ""}, f)
@@ -78,6 +81,9 @@ func journalRoutes(mux *http.ServeMux, n Journals, log *slog.Logger) {
 	})
 	get(mux, "GET /v1/journal/{id}", log, func(ctx context.Context, r *http.Request) (any, error) {
 		return n.Message(ctx, r.PathValue("id"))
+	})
+	post(mux, "POST /v1/journal/{id}/release", log, func(ctx context.Context, r *http.Request, _ struct{}) (any, error) {
+		return struct{}{}, n.Release(ctx, r.PathValue("id"))
 	})
 	octets(mux, "GET /v1/journal/{id}/sealed", log, func(r *http.Request) (io.ReadCloser, error) {
 		return n.Sealed(r.Context(), r.PathValue("id"))

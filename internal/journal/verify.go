@@ -41,6 +41,11 @@ func (j *Journal) verifyAll(ctx context.Context, f func(Meta, error), pace func(
 	return nil
 }
 
+// Check is Verify for one message.
+func (j *Journal) Check(ctx context.Context, id ID) error {
+	return j.verify(id, make([]byte, verifyChunk), func(int) error { return ctx.Err() })
+}
+
 // verify checks one message.
 func (j *Journal) verify(id ID, buf []byte, pace func(int) error) error {
 	s, err := j.open(id)

@@ -57,10 +57,11 @@ func (id *identity) rename(dir, serverID string) error {
 }
 
 const (
-	identityFile = "identity.json"
-	peerCertFile = "peer.crt"
-	lockFile     = "lock"
-	drainFile    = "drain.json"
+	identityFile   = "identity.json"
+	peerCertFile   = "peer.crt"
+	lockFile       = "lock"
+	drainFile      = "drain.json"
+	quarantineFile = "quarantine.json"
 	// SocketFile is the name of the operator's socket in the state directory.
 	SocketFile = "msgw.sock"
 	journalDir = "journal" // this site's messages

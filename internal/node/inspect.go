@@ -22,11 +22,12 @@ import (
 // journals is the admin.Journals of a site: of the running node, or of one that does
 // not run.
 type journals struct {
-	own, held *journal.Journal
-	state     func() *raftstore.State
-	deriver   *seal.Deriver
-	single    func() (ids []journal.ID, complete bool) // nil: not known
-	alone     func() bool                              // there is no other site
+	own, held  *journal.Journal
+	state      func() *raftstore.State
+	deriver    *seal.Deriver
+	single     func() (ids []journal.ID, complete bool) // nil: not known
+	alone      func() bool                              // there is no other site
+	quarantine *quarantine
 }
 
 func (n *Node) journals() (*journals, error) {
@@ -34,7 +35,7 @@ func (n *Node) journals() (*journals, error) {
 		return nil, admin.Errorf(http.StatusConflict, "ask a site", "a witness holds no messages")
 	}
 	alone := func() bool { return n.shipper.Report().State == shadow.Alone }
-	return &journals{n.journal, n.held, n.store.State, n.deriver, n.shipper.Single, alone}, nil
+	return &journals{n.journal, n.held, n.store.State, n.deriver, n.shipper.Single, alone, n.quarantine}, nil
 }
 
 // OpenJournals opens the journals of a site that does not run. Close it.
@@ -61,6 +62,9 @@ func openJournals(dir string) (*journals, func() error, error) {
 		_, err = n.journals()
 	}
 	j := &journals{state: func() *raftstore.State { return s }, deriver: seal.NewDeriver(256 << 10)}
+	if err == nil {
+		j.quarantine, err = openQuarantine(dir, n.log)
+	}
 	var open []*journal.Journal
 	closeAll := func() error {
 		errs := []error{}
@@ -90,9 +94,11 @@ func (j *journals) each(f func(from *journal.Journal, copies bool) error) error 
 	return f(j.held, true)
 }
 
-func describeMessage(m journal.Meta, copy bool) admin.Message {
+func (j *journals) describe(m journal.Meta, copy bool) admin.Message {
+	q, _ := j.quarantine.holds(m.ID)
 	return admin.Message{ID: m.ID.String(), Mailbox: m.Mailbox, Key: m.Key, Received: m.Received, Octets: m.Octets, Sealed: m.Sealed,
-		SHA256: fmt.Sprintf("%x", m.SHA256), Report: m.Flags&journal.JournalReport != 0, Copy: copy}
+		SHA256: fmt.Sprintf("%x", m.SHA256), Report: m.Flags&journal.JournalReport != 0, Copy: copy,
+		Quarantined: q.Since, QuarantinedWhy: q.Why}
 }
 
 // Messages tells what the journals hold.
@@ -127,7 +133,7 @@ func (j *journals) Messages(ctx context.Context, q admin.Query, f func(admin.Mes
 			if q.Mailbox != "" && m.Mailbox != q.Mailbox || q.Single && !everySingle && !singles[m.ID] {
 				return true
 			}
-			out := describeMessage(m, copies)
+			out := j.describe(m, copies)
 			out.Damage = damaged[m.ID]
 			if err = ctx.Err(); err == nil {
 				err = f(out)
@@ -170,7 +176,7 @@ func (j *journals) Message(_ context.Context, id string) (admin.Message, error) 
 	if err != nil {
 		return admin.Message{}, err
 	}
-	out := describeMessage(m, copies)
+	out := j.describe(m, copies)
 	for _, d := range from.Damaged() {
 		if d.ID == m.ID {
 			out.Damage = d.Err.Error()
@@ -230,7 +236,7 @@ func (j *journals) Verify(ctx context.Context, f func(admin.Message) error) (adm
 			sum.Messages++
 			sum.Octets += m.Sealed
 			if damage != nil && told == nil {
-				out := describeMessage(m, copies)
+				out := j.describe(m, copies)
 				out.Damage = damage.Error()
 				told = f(out)
 			}

@@ -96,13 +96,13 @@ func (d *maildrops) Login(ctx context.Context, user, password string) (pop3d.Mai
 		return nil, pop3d.ErrInUse
 	}
 	d.open[id] = true
-	drop := &maildrop{drops: d, mailbox: id, ids: ids}
+	drop := &maildrop{drops: d, mailbox: id, ids: ids, failed: map[int]bool{}}
 	if !d.n.shipper.Listable() {
 		d.n.log.Info("own messages are not listed yet: the other site may have handed some of them over", "mailbox", id)
 	}
 	for _, w := range d.n.site().List(id) {
-		// What an older password locked away stays waiting, unlisted.
-		if seal.Unlockable(m.Keys, w.Key) {
+		// What an older password locked away, or cannot be read, stays waiting, unlisted.
+		if _, quarantined := d.n.quarantine.holds(w.ID); !quarantined && seal.Unlockable(m.Keys, w.Key) {
 			drop.mail = append(drop.mail, w)
 		}
 	}
@@ -117,6 +117,7 @@ type maildrop struct {
 	mailbox string
 	ids     []seal.Identity
 	mail    []shadow.Mail
+	failed  map[int]bool // messages that could not be read, by index in mail
 }
 
 func (d *maildrop) Messages() []pop3d.Message {
@@ -140,13 +141,29 @@ func traceFields(m journal.Meta) int64 {
 }
 
 // Open unseals a message.
-func (d *maildrop) Open(_ context.Context, i int) (io.ReadCloser, error) {
+func (d *maildrop) Open(ctx context.Context, i int) (io.ReadCloser, error) {
 	m := d.mail[i]
 	r, err := openPlain(m.From, m.Meta, d.ids)
 	if err != nil {
-		d.drops.n.log.Error("waiting message cannot be opened", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
+		d.unread(ctx, i, err)
+		return nil, err
 	}
-	return r, err
+	return watched{r, func(err error) { d.unread(ctx, i, err) }}, nil
+}
+
+// unread notes that a message could not be read, once a session: the copy of the other
+// site gets its time to mend it, once the journal knows of the damage.
+func (d *maildrop) unread(ctx context.Context, i int, err error) {
+	m := d.mail[i]
+	d.drops.n.log.Error("waiting message cannot be read", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
+	if d.failed[i] || !unreadable(err) {
+		return
+	}
+	d.failed[i] = true
+	if damage := m.From.Check(ctx, m.ID); errors.Is(damage, journal.ErrDamaged) {
+		err = damage
+	}
+	d.drops.n.quarantine.failed(m.Meta, err)
 }
 
 // unseal opens the message behind m, checks that its octets belong to m, and returns it as

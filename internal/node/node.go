@@ -55,6 +55,7 @@ type Node struct {
 	lineage    *lineage                // where its configuration stands among the others'
 	zone       *zone                   // what the DNS answers; nil at a witness
 	drops      *maildrops              // open maildrops
+	quarantine *quarantine             // messages that cannot be read; nil at a witness
 	restricted restricted              // mail that restrictions refused
 	offered    atomic.Pointer[offered] // what clients are told
 
@@ -136,6 +137,9 @@ func (n *Node) run(ctx context.Context) (err error) {
 		}
 		defer func() { err = errors.Join(err, closeMail()) }()
 		n.drops = newMaildrops(n)
+		if n.quarantine, err = openQuarantine(n.cfg.State, n.log); err != nil {
+			return err
+		}
 		if n.certs, err = n.openCerts(); err != nil {
 			return err
 		}
@@ -168,6 +172,7 @@ func (n *Node) run(ctx context.Context) (err error) {
 	run("upkeep", n.upkeep)
 	if !n.witness {
 		run("certificates", func(ctx context.Context) error { n.certs.Run(ctx); return nil })
+		run("quarantine", func(ctx context.Context) error { return n.quarantine.review(ctx, n.journal, n.held) })
 		run("zone", n.zone.run)
 		run("dns", dns.Serve)
 		// Transfers that a stop finds under way still get their second copy.

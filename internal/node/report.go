@@ -211,6 +211,7 @@ func (n *Node) registerGauges() {
 		}
 		return 0
 	})
+	gauge("journal_quarantined_messages", "Messages that cannot be read and are not listed.", func() float64 { return float64(len(n.quarantine.list())) })
 	gauge("journal_damaged", "Places in the journals that cannot be read.", func() float64 {
 		return float64(len(n.journal.Damaged()) + len(n.held.Damaged()))
 	})

@@ -75,7 +75,7 @@ func (c *client) compare(t testing.TB, messages []message, written [][]byte) {
 	t.Helper()
 	got := map[string]int{} // how often
 	for _, w := range written {
-		got[string(c.comparable(c.sent(w)))]++
+		got[string(c.comparable(c.message(t, w)))]++
 	}
 	if len(written) != len(messages) {
 		t.Errorf("%s wrote %d messages, %d were to come", c.name, len(written), len(messages))
@@ -127,9 +127,21 @@ func (c *client) comparable(b []byte) []byte {
 	return c.alike(b)
 }
 
-// wrote returns whether a file that the client wrote is a message unchanged.
+// message returns what a client was sent without the fields that stand before all but
+// journal reports.
+func (c *client) message(t testing.TB, written []byte) []byte {
+	t.Helper()
+	trace, octets := corpus.CutTrace(c.sent(written))
+	if corpus.IsReport(octets) != (trace == nil) {
+		t.Errorf("%s: fields before %.60q: %+v", c.name, octets, trace)
+	}
+	return octets
+}
+
+// wrote returns whether a file that the client wrote is a message, whole and unchanged.
 func (c *client) wrote(m message, written []byte) bool {
-	return bytes.Equal(c.comparable(c.sent(written)), c.comparable(handedOver(m)))
+	_, octets := corpus.CutTrace(c.sent(written))
+	return bytes.Equal(c.comparable(octets), c.comparable(handedOver(m)))
 }
 
 // everyLF undoes what programs do that keep lines with LF: every LF becomes CRLF.

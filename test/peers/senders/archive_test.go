@@ -17,6 +17,7 @@ import (
 	"msgw/internal/lab/archive"
 	"msgw/internal/lab/report"
 	"msgw/internal/node"
+	"msgw/test/corpus"
 	"msgw/test/labtest"
 )
 
@@ -112,8 +113,14 @@ func judge(t *testing.T, sessions []*recording, fetched map[string]stored) (acce
 					t.Errorf("message from <%s> got 250 as %s, and so did another", x.from, id)
 				case got.box+"@"+lab.Zone != x.to[i]:
 					t.Errorf("message %s is in %s, not in %s", id, got.box, x.to[i])
-				case !bytes.Equal(got.octets, want):
-					t.Errorf("message from <%s>: %s, on the wire %s", x.from, difference(got.octets, want), glimpse(want))
+				default:
+					trace, octets := corpus.CutTrace(got.octets)
+					if !bytes.Equal(octets, want) {
+						t.Errorf("message from <%s>: %s, on the wire %s", x.from, difference(octets, want), glimpse(want))
+					}
+					if corpus.IsReport(want) != (trace == nil) || trace != nil && (trace.From != x.from || !slices.Equal(trace.To, []string{x.to[i]})) {
+						t.Errorf("message from <%s> for %s: fields before it: %+v", x.from, x.to[i], trace)
+					}
 				}
 				delete(left, id)
 			}
