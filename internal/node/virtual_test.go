@@ -171,6 +171,8 @@ func startSite(t *testing.T, w *wires, cfg *Config) *site {
 	must(err)
 	s.closes = append(s.closes, closeMail)
 	n.drops = newMaildrops(n)
+	n.quarantine, err = openQuarantine(n.cfg.State, n.log)
+	must(err)
 	n.certs, err = n.openCerts()
 	must(err)
 	n.zone = newZone(n)
