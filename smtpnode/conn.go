@@ -58,6 +58,7 @@ func (s *Server) Handle(ctx context.Context, nc net.Conn) {
 	peer, _ := netip.ParseAddrPort(nc.RemoteAddr().String())
 	c := &conn{srv: s, ctx: ctx, line: lineproto.NewConn(nc, s.opt.Deadlines), peer: peer,
 		log: s.opt.Log.With("peer", peer.String())}
+	c.line.Stranger(ctx)
 	c.setConn(c.line)
 	if s.opt.Mailboxes != nil {
 		c.offer = s.opt.Mailboxes.Offer()
@@ -175,6 +176,10 @@ func (c *conn) end(err error) {
 	switch {
 	case c.ctx.Err() != nil:
 		c.farewell("4.3.2", "closing down")
+	case errors.Is(err, lineproto.ErrPlaceGiven):
+		c.srv.metrics.refused.Inc()
+		c.log.Info("smtp connection closed", "reason", "place given to another connection")
+		c.farewell("4.7.0", "too many connections, try again later")
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		c.log.Info("smtp connection timed out", "err", err)
 		c.farewell("4.4.2", "timeout")
@@ -238,6 +243,12 @@ func (c *conn) command(verb, arg string) (quit bool) {
 		c.refuse(500, "5.5.2", "command not recognised")
 	}
 	return false
+}
+
+// accepted notes that the peer got a 250 for a message.
+func (c *conn) accepted() {
+	c.idle, c.errors = 0, 0
+	c.line.Known()
 }
 
 // reset ends the transaction, if there is one.

@@ -75,11 +75,11 @@ func (c *conn) deliver(r io.Reader, drain func() error) {
 		}
 	} else if err == nil {
 		c.reply(250, "2.0.0", "stored")
-		c.idle, c.errors = 0, 0
+		c.accepted()
 	} else {
 		switch se := c.replyError(err); se.Code / 100 {
 		case 2:
-			c.idle, c.errors = 0, 0
+			c.accepted()
 		case 4:
 			trouble = se
 		}

@@ -37,11 +37,12 @@ type Conn struct {
 	stop     atomic.Int64 // unix nanoseconds after which nothing is waited for; 0: none
 	transfer time.Time    // start of the bulk transfer; zero outside one
 	received int64        // octets read since then
+	place
 }
 
 // NewConn takes over c with the given limits, counted from now.
 func NewConn(c net.Conn, limits Deadlines) *Conn {
-	return &Conn{Conn: c, limits: limits, started: time.Now()}
+	return &Conn{Conn: c, limits: limits, started: time.Now(), place: place{given: make(chan struct{})}}
 }
 
 // SetLimits replaces the limits from the next read or write on; Session still
@@ -49,10 +50,16 @@ func NewConn(c net.Conn, limits Deadlines) *Conn {
 func (c *Conn) SetLimits(limits Deadlines) { c.limits = limits }
 
 // BeginTransfer starts to hold the reads that follow to the minimum rate.
-func (c *Conn) BeginTransfer() { c.transfer, c.received = time.Now(), 0 }
+func (c *Conn) BeginTransfer() {
+	c.transfer, c.received = time.Now(), 0
+	c.transferring.Store(true)
+}
 
 // EndTransfer stops holding reads to the minimum rate.
-func (c *Conn) EndTransfer() { c.transfer = time.Time{} }
+func (c *Conn) EndTransfer() {
+	c.transfer = time.Time{}
+	c.transferring.Store(false)
+}
 
 // CloseBy makes every read and write fail from t on, those under way included.
 func (c *Conn) CloseBy(t time.Time) {
@@ -103,10 +110,17 @@ func (c *Conn) Read(p []byte) (int, error) {
 			return 0, ErrTooSlow
 		}
 	}
-	if err := c.arm(c.Conn.SetReadDeadline, now, c.limits.Idle); err != nil {
-		return 0, err
+	if !c.beginWait(now) {
+		return 0, ErrPlaceGiven
 	}
-	n, err := c.Conn.Read(p)
+	err := c.arm(c.Conn.SetReadDeadline, now, c.limits.Idle)
+	n := 0
+	if err == nil {
+		n, err = c.Conn.Read(p)
+	}
+	if !c.endWait() {
+		return 0, ErrPlaceGiven
+	}
 	c.received += int64(n)
 	return n, err
 }

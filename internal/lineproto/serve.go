@@ -25,6 +25,12 @@ type counter struct {
 	mu    sync.Mutex
 	total int
 	open  map[netip.Prefix]int
+	// strangers are the connections whose place may be given to another.
+	strangers map[*seat]*Conn
+}
+
+func newCounter(limits Limits) *counter {
+	return &counter{limits: limits, open: make(map[netip.Prefix]int), strangers: make(map[*seat]*Conn)}
 }
 
 func remote(c net.Conn) netip.Addr {
@@ -42,38 +48,46 @@ func prefixes(a netip.Addr) (address, network netip.Prefix) {
 	return netip.PrefixFrom(a, a.BitLen()), network
 }
 
-// acquire counts a connection in, or names the limit that forbids it.
-func (n *counter) acquire(a netip.Addr) (release func(), refused string) {
+// acquire counts a connection in, or names the limit that forbids it. If that would be
+// the total, a stranger that waits has to make room for it.
+func (n *counter) acquire(a netip.Addr) (s *seat, refused string) {
 	address, network := prefixes(a)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	over := func(have, limit int) bool { return limit > 0 && have >= limit }
 	switch {
-	case over(n.total, n.limits.Total):
-		return nil, "connections in total"
 	case over(n.open[address], n.limits.PerAddress):
 		return nil, "connections from one address"
 	case over(n.open[network], n.limits.PerNetwork):
 		return nil, "connections from one network"
+	case over(n.total, n.limits.Total) && !n.makeRoom():
+		return nil, "connections in total"
 	}
 	n.total++
 	n.open[address]++
 	if network != address {
 		n.open[network]++
 	}
-	return func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
+	return &seat{counter: n, address: address, network: network}, ""
+}
+
+// release counts a connection out.
+func (s *seat) release() {
+	n := s.counter
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.strangers, s)
+	if !s.given {
 		n.total--
-		for _, p := range []netip.Prefix{address, network} {
-			if n.open[p]--; n.open[p] <= 0 {
-				delete(n.open, p)
-			}
-			if network == address {
-				break
-			}
+	}
+	for _, p := range []netip.Prefix{s.address, s.network} {
+		if n.open[p]--; n.open[p] <= 0 {
+			delete(n.open, p)
 		}
-	}, ""
+		if s.network == s.address {
+			break
+		}
+	}
 }
 
 // Handler serves connections. Both methods must return once the connection fails;
@@ -99,7 +113,7 @@ type Server struct {
 func (s *Server) Serve(ctx context.Context, ls ...net.Listener) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	count := &counter{limits: s.Limits, open: make(map[netip.Prefix]int)}
+	count := newCounter(s.Limits)
 	var wg sync.WaitGroup
 	for _, l := range ls {
 		wg.Go(func() {
@@ -138,7 +152,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener, count *counter, wg 
 			}
 			return err
 		}
-		release, refused := count.acquire(remote(c))
+		seat, refused := count.acquire(remote(c))
 		if refused != "" {
 			s.Log.Warn("connection refused", "peer", c.RemoteAddr().String(), "limit", refused)
 			c.SetDeadline(time.Now().Add(time.Second))
@@ -148,9 +162,9 @@ func (s *Server) accept(ctx context.Context, l net.Listener, count *counter, wg 
 			continue
 		}
 		wg.Go(func() {
-			defer release()
+			defer seat.release()
 			defer c.Close()
-			s.handle(ctx, c)
+			s.handle(context.WithValue(ctx, seatKey{}, seat), c)
 		})
 	}
 }

@@ -19,23 +19,23 @@ import (
 
 func TestLimitsAreCounted(t *testing.T) {
 	t.Parallel()
-	n := &counter{limits: Limits{Total: 5, PerAddress: 2, PerNetwork: 3}, open: map[netip.Prefix]int{}}
-	var releases []func()
+	n := newCounter(Limits{Total: 5, PerAddress: 2, PerNetwork: 3})
+	var seats []*seat
 	for _, tc := range []struct{ addr, refused string }{
 		{"192.0.2.1", ""}, {"192.0.2.1", ""}, {"192.0.2.1", "connections from one address"},
 		{"192.0.2.2", ""}, {"192.0.2.3", "connections from one network"},
 		{"2001:db8:1:1::1", ""}, {"2001:db8:1:2::1", ""}, {"2001:db8:2::1", "connections in total"},
 	} {
-		release, refused := n.acquire(netip.MustParseAddr(tc.addr))
-		if refused != tc.refused || (release == nil) != (refused != "") {
+		seat, refused := n.acquire(netip.MustParseAddr(tc.addr))
+		if refused != tc.refused || (seat == nil) != (refused != "") {
 			t.Errorf("%s: %q, want %q", tc.addr, refused, tc.refused)
 		}
-		if release != nil {
-			releases = append(releases, release)
+		if seat != nil {
+			seats = append(seats, seat)
 		}
 	}
-	for _, r := range releases {
-		r()
+	for _, s := range seats {
+		s.release()
 	}
 	if n.total != 0 || len(n.open) != 0 {
 		t.Errorf("left over: %d, %v", n.total, n.open)

@@ -152,6 +152,7 @@ func (s *session) login(ctx context.Context, user, password string) error {
 	}
 	s.srv.throttle.succeeded(s.peer, user)
 	s.srv.metrics.logins.WithLabelValues(loginOK).Inc()
+	s.conn.Known()
 	s.conn.SetLimits(lineproto.Deadlines{Idle: s.srv.options.Idle, Write: s.srv.options.WriteTime})
 	s.drop, s.list = drop, drop.Messages()
 	s.log = s.log.With("mailbox", user)
@@ -181,12 +182,12 @@ func (s *session) loginFailed(ctx context.Context, user, result string, cause er
 		answer = "-ERR [SYS/TEMP] too many failed logins, come back later"
 	}
 	if result == loginCredentials || result == loginThrottled {
-		t := time.NewTimer(time.Duration(s.logins) * s.srv.options.FailureDelay)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-ctx.Done():
+		err := s.conn.Pause(ctx, time.Duration(s.logins)*s.srv.options.FailureDelay)
+		switch {
+		case ctx.Err() != nil:
 			return endStopped
+		case err != nil:
+			return err
 		}
 	}
 	s.reply(answer)

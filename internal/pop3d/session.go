@@ -34,6 +34,7 @@ const (
 	endQuit       end = "quit"
 	endClosed     end = "closed by peer"
 	endTimeout    end = "timeout"
+	endMadeRoom   end = "made room for another"
 	endStopped    end = "server stopped"
 	endTLS        end = "tls failed"
 	endInjected   end = "command behind STLS"
@@ -104,6 +105,7 @@ func (s *session) serve(ctx context.Context, implicit bool) {
 	defer s.srv.metrics.sessions.Dec()
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	s.conn.Stranger(ctx)
 	ended := make(chan struct{})
 	var watch sync.WaitGroup
 	watch.Go(func() { s.watch(ctx, cancel, ended) })
@@ -283,6 +285,8 @@ func (s *session) finish(err error) {
 	why := endClosed
 	switch {
 	case errors.As(err, &why):
+	case errors.Is(err, lineproto.ErrPlaceGiven):
+		why = endMadeRoom
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		if why = endTimeout; !s.wait(false) {
 			why = endStopped
