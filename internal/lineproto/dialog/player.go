@@ -145,7 +145,7 @@ func (p *Player) send(b []byte) {
 func (p *Player) closeWrite(c net.Conn) error {
 	h, ok := c.(interface{ CloseWrite() error })
 	if !ok {
-		return fmt.Errorf("a %T cannot be half-closed: let the script end with S.", c)
+		return fmt.Errorf("a %T cannot be half-closed, so the script has to end with S. itself", c)
 	}
 	if err := h.CloseWrite(); err != nil && p.sending == nil {
 		p.sending = err
