@@ -96,7 +96,8 @@ func (x *exchange) trouble(arg string) error {
 	return nil
 }
 
-// Every script is played in the clear and over TLS, unless it says otherwise.
+// Every script is played in the clear and over TLS, unless it says otherwise, and
+// all together they make the server say all that it can say.
 func TestDialogs(t *testing.T) {
 	t.Parallel()
 	scripts, err := dialog.LoadAll("testdata/dialogs")
@@ -111,6 +112,8 @@ func TestDialogs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	heard := &lines{}
+	t.Cleanup(func() { heard.everyReply(t) }) // when all have been played
 	for _, s := range scripts {
 		only, _ := s.Option("only")
 		_, bare := s.Option("bare")
@@ -126,14 +129,14 @@ func TestDialogs(t *testing.T) {
 			}
 			t.Run(s.Name+"/"+transport, func(t *testing.T) {
 				t.Parallel()
-				playDialog(t, s, before...)
+				playDialog(t, heard.add, s, before...)
 			})
 		}
 	}
 }
 
 // playDialog plays a script against a server of its own, behind others.
-func playDialog(t *testing.T, s *dialog.Script, before ...*dialog.Script) {
+func playDialog(t *testing.T, heard func(string), s *dialog.Script, before ...*dialog.Script) {
 	t.Helper()
 	metrics := prometheus.NewRegistry()
 	x := &exchange{stored: map[string][]string{}, traces: map[string][]string{}}
@@ -169,7 +172,7 @@ func playDialog(t *testing.T, s *dialog.Script, before ...*dialog.Script) {
 	}
 	p := dialog.New(x.dial().Conn)
 	p.TLS = &tls.Config{InsecureSkipVerify: true}
-	p.Do = x.words()
+	p.Do, p.Heard = x.words(), heard
 	err := p.Play(append(slices.Clone(before), s)...)
 	if err == nil {
 		err = p.End()

@@ -8,6 +8,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"go/ast"
+	"go/parser"
 	"io"
 	"math/big"
 	"net"
@@ -290,5 +292,29 @@ func TestHeard(t *testing.T) {
 	}
 	if err := p.Play(s); err != nil || strings.Join(heard, " ") != "a b" {
 		t.Errorf("%q, %v", heard, err)
+	}
+}
+
+func TestPattern(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		`"a.b"`: `a\.b`, `"a" + x + "b"`: `a.*b`, `fmt.Sprintf("a %.20q b%d", x, y)`: `a .* b.*`, `f("a")`: `.*`, `12`: `.*`, "`a`": `a`,
+	} {
+		e, err := parser.ParseExpr(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := Pattern(e); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+	found := false
+	if err := Source(".", func(at string, e ast.Expr) {
+		if strings.HasPrefix(at, "dialog_test.go") {
+			t.Errorf("looked into %s", at)
+		}
+		found = found || strings.HasPrefix(at, "source.go:") && Pattern(e) == "Sprintf"
+	}); err != nil || !found {
+		t.Errorf("the literal was not found: %v", err)
 	}
 }
