@@ -7,6 +7,8 @@ import (
 	"encoding/base64"
 	"strings"
 	"testing"
+
+	"msgw/internal/lineproto/dialog"
 )
 
 // watched is an archive that takes any password but "no", and no login in the clear.
@@ -108,7 +110,7 @@ func FuzzDotStuff(f *testing.F) {
 		if n := Octets(size, bareLF, endsCRLF, lfDot); n != s.octets || n != int64(len(want)) {
 			t.Errorf("%d octets announced, %d counted, %d wanted", n, s.octets, len(want))
 		}
-		c := &client{t: t, in: bufio.NewReader(&wire)}
+		c := &client{t, &dialog.Player{In: bufio.NewReader(&wire)}}
 		lines := strings.Split(strings.TrimSuffix(wire.String(), ".\r\n"), "\n")
 		for _, l := range lines[:len(lines)-1] {
 			if strings.TrimSuffix(l, "\r") == "." {
@@ -118,7 +120,7 @@ func FuzzDotStuff(f *testing.F) {
 		if got, err := c.body(); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("got %q, %v, want %q", got, err, want)
 		}
-		if wire.Len()+c.in.Buffered() > 0 {
+		if wire.Len()+c.In.Buffered() > 0 {
 			t.Error("something stands behind the end")
 		}
 	})

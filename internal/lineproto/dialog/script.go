@@ -17,8 +17,8 @@
 //	S~ regexp        says a line that the expression matches as a whole
 //	S* regexp        says any number of such lines, and then another line
 //	S.               says no more, and ends the connection, over TLS with close_notify
-//	S. regexp        says, up to that end, octets that the expression matches as a whole
-//	S!               says no more, and breaks off: without close_notify, if over TLS
+//	S. regexp        says octets that the expression matches as a whole, and ends it so
+//	S! regexp        the same, but breaks off: without close_notify, if over TLS
 //
 // Octets are Go strings in quotes, a repeated one with its count before it:
 // 5000*"A" "\r\n". A line of the server ends with CRLF, and with nothing else.
@@ -138,13 +138,13 @@ func (s *Script) add(st step, line string, depth int) (err error) {
 		if cut, ok := strings.CutSuffix(st.arg, "..."); ok {
 			st.octets, st.prefix = []byte(cut), true
 		}
-	case "S.":
+	case "S.", "S!":
 		if st.arg != "" {
 			st.pattern, err = regexp.Compile(`\A(?s:` + st.arg + `)\z`)
 		}
 	case "S~", "S*":
 		st.pattern, err = regexp.Compile(`\A(?s:` + st.arg + `)\z`)
-	case "C.", "C!", "S!", "TLS":
+	case "C.", "C!", "TLS":
 		if st.arg != "" {
 			err = fmt.Errorf("%s stands alone", st.verb)
 		}
