@@ -480,34 +480,6 @@ func TestStoreTrouble(t *testing.T) {
 	c.closed()
 }
 
-func TestTooLarge(t *testing.T) {
-	t.Parallel()
-	r := start(t, func(o *Options) { o.MaxSize = 1000 })
-	body := strings.Repeat("x", 998) + "\r\n"
-	for _, tc := range []struct{ wire, want string }{
-		{"DATA\r\n" + body + ".\r\n", "250"},
-		{"DATA\r\n" + "y" + body + ".\r\n", "552"},
-		{"BDAT 1000 LAST\r\n" + body, "250"},
-		{"BDAT 1001 LAST\r\nz" + body, "552"},
-		{"BDAT 500\r\n" + body[:500] + "BDAT 501 LAST\r\nz" + body[:500], "552"},
-		{"BDAT 500\r\n" + body[:500] + "BDAT 500 LAST\r\n" + body[500:], "250"},
-	} {
-		c := r.dial()
-		c.dialog(envelope)
-		c.send(tc.wire)
-		if strings.HasPrefix(tc.wire, "DATA") {
-			c.expect("354")
-		} else if strings.Count(tc.wire, "BDAT") == 2 {
-			c.expect("250 2.0.0 chunk")
-		}
-		c.expect(tc.want)
-		c.dialog("C: NOOP\nS: 250")
-	}
-	if n := len(r.store.List("mbx-1")); n != 3 {
-		t.Errorf("%d messages stored, want 3", n)
-	}
-}
-
 func TestStartTLS(t *testing.T) {
 	t.Parallel()
 	r := start(t, nil)
