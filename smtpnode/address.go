@@ -49,9 +49,12 @@ scan:
 		return "", "", bad("text behind the address")
 	}
 	if strings.HasPrefix(address, "@") {
-		_, after, ok := strings.Cut(address, ":")
+		route, after, ok := strings.Cut(address, ":")
 		if !ok {
 			return "", "", bad("source route without an address")
+		}
+		if !ascii(route) || strings.ContainsAny(route, ` "();<>\`) {
+			return "", "", bad("not a valid address")
 		}
 		address = after
 	}
@@ -71,13 +74,27 @@ func validAddress(a string) bool {
 		return false
 	}
 	if strings.HasPrefix(local, `"`) {
-		if len(local) < 2 || !strings.HasSuffix(local, `"`) {
+		if !quotedString(local) {
 			return false
 		}
 	} else if strings.ContainsAny(local, ` "(),:;<>@[\]`) {
 		return false
 	}
 	return !strings.ContainsAny(domain, ` "(),;<>@\`)
+}
+
+// quotedString says whether what begins with a quote is one string in quotes, to its
+// end.
+func quotedString(s string) bool {
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '"':
+			return i == len(s)-1
+		}
+	}
+	return false
 }
 
 // splitAddress cuts at the last @.
