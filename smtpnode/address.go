@@ -64,7 +64,7 @@ scan:
 	if address != "" && !validAddress(address) {
 		return "", "", bad("not a valid address")
 	}
-	return address, strings.TrimSpace(rest), nil
+	return address, strings.Trim(rest, " "), nil
 }
 
 // validAddress checks the shape local@domain, or local alone.
@@ -117,9 +117,9 @@ func ascii(s string) bool {
 // mailParameters reads the ESMTP parameters of MAIL.
 func mailParameters(s string, max int64) (*smtp.MailOptions, error) {
 	o := &smtp.MailOptions{}
-	for _, f := range strings.Fields(s) {
+	for _, f := range words(s) {
 		name, value, _ := strings.Cut(f, "=")
-		switch strings.ToUpper(name) {
+		switch upper(name) {
 		case "SIZE": // RFC 1870 section 3
 			n, err := strconv.ParseUint(value, 10, 63)
 			if err != nil && !errors.Is(err, strconv.ErrRange) {
@@ -130,7 +130,7 @@ func mailParameters(s string, max int64) (*smtp.MailOptions, error) {
 			}
 			o.Size = int64(n)
 		case "BODY": // RFC 6152 section 3, RFC 3030 section 3
-			switch b := smtp.BodyType(strings.ToUpper(value)); b {
+			switch b := smtp.BodyType(upper(value)); b {
 			case smtp.Body7Bit, smtp.Body8BitMIME, smtp.BodyBinaryMIME:
 				o.Body = b
 			default:

@@ -195,9 +195,28 @@ func (c *conn) readCommand() (string, error) {
 	return lineproto.ReadLine(c.br, maxLine)
 }
 
+// cutVerb cuts at the first space. White space at the end is tolerated (RFC 5321
+// section 4.1.1); it is space and tab, and nothing that Unicode has besides.
 func cutVerb(line string) (verb, arg string) {
 	verb, arg, _ = strings.Cut(line, " ")
-	return strings.ToUpper(strings.TrimRight(verb, "\t")), strings.TrimSpace(arg)
+	return upper(strings.TrimRight(verb, "\t")), strings.Trim(arg, " \t")
+}
+
+// upper folds ASCII only: strings.ToUpper makes an S of U+017F, and so a command of
+// what is none.
+func upper(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'a' <= r && r <= 'z' {
+			return r - 'a' + 'A'
+		}
+		return r
+	}, s)
+}
+
+// words splits at spaces. A bare CR or any other control character does not
+// separate.
+func words(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ' ' })
 }
 
 // command runs one command and reports whether the session ends.

@@ -8,7 +8,7 @@ import (
 
 // cutPrefix removes "FROM:" or "TO:", whatever its case, and spaces behind it.
 func cutPrefix(arg, prefix string) (string, bool) {
-	if len(arg) < len(prefix) || !strings.EqualFold(arg[:len(prefix)], prefix) {
+	if len(arg) < len(prefix) || upper(arg[:len(prefix)]) != prefix {
 		return "", false
 	}
 	return strings.TrimLeft(arg[len(prefix):], " "), true
