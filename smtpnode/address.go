@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/emersion/go-smtp"
+
+	"msgw/internal/lineproto"
 )
 
 func bad(format string, args ...any) error {
@@ -119,7 +121,7 @@ func mailParameters(s string, max int64) (*smtp.MailOptions, error) {
 	o := &smtp.MailOptions{}
 	for _, f := range words(s) {
 		name, value, _ := strings.Cut(f, "=")
-		switch upper(name) {
+		switch lineproto.Upper(name) {
 		case "SIZE": // RFC 1870 section 3
 			n, err := strconv.ParseUint(value, 10, 63)
 			if err != nil && !errors.Is(err, strconv.ErrRange) {
@@ -130,7 +132,7 @@ func mailParameters(s string, max int64) (*smtp.MailOptions, error) {
 			}
 			o.Size = int64(n)
 		case "BODY": // RFC 6152 section 3, RFC 3030 section 3
-			switch b := smtp.BodyType(upper(value)); b {
+			switch b := smtp.BodyType(lineproto.Upper(value)); b {
 			case smtp.Body7Bit, smtp.Body8BitMIME, smtp.BodyBinaryMIME:
 				o.Body = b
 			default:

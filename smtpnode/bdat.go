@@ -14,7 +14,7 @@ var errAborted = errors.New("message given up by the sender")
 // parseBDAT reads "size [LAST]" (RFC 3030 section 2).
 func parseBDAT(arg string) (size int64, last bool, err error) {
 	f := words(arg)
-	if len(f) < 1 || len(f) > 2 || len(f) == 2 && upper(f[1]) != "LAST" {
+	if len(f) < 1 || len(f) > 2 || len(f) == 2 && lineproto.Upper(f[1]) != "LAST" {
 		return 0, false, bad("expected BDAT size [LAST]")
 	}
 	n, err := strconv.ParseUint(f[0], 10, 62)

@@ -199,18 +199,7 @@ func (c *conn) readCommand() (string, error) {
 // section 4.1.1); it is space and tab, and nothing that Unicode has besides.
 func cutVerb(line string) (verb, arg string) {
 	verb, arg, _ = strings.Cut(line, " ")
-	return upper(strings.TrimRight(verb, "\t")), strings.Trim(arg, " \t")
-}
-
-// upper folds ASCII only: strings.ToUpper makes an S of U+017F, and so a command of
-// what is none.
-func upper(s string) string {
-	return strings.Map(func(r rune) rune {
-		if 'a' <= r && r <= 'z' {
-			return r - 'a' + 'A'
-		}
-		return r
-	}, s)
+	return lineproto.Upper(strings.TrimRight(verb, "\t")), strings.Trim(arg, " \t")
 }
 
 // words splits at spaces. A bare CR or any other control character does not
