@@ -10,6 +10,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/emersion/go-smtp"
+
+	"msgw/internal/lineproto"
 )
 
 func bad(format string, args ...any) error {
@@ -51,9 +53,12 @@ scan:
 		return "", "", bad("text behind the address")
 	}
 	if strings.HasPrefix(address, "@") {
-		_, after, ok := strings.Cut(address, ":")
+		route, after, ok := strings.Cut(address, ":")
 		if !ok {
 			return "", "", bad("source route without an address")
+		}
+		if !ascii(route) || strings.ContainsAny(route, ` "();<>\`) {
+			return "", "", bad("not a valid address")
 		}
 		address = after
 	}
@@ -63,7 +68,7 @@ scan:
 	if address != "" && !validAddress(address) {
 		return "", "", bad("not a valid address")
 	}
-	return address, strings.TrimSpace(rest), nil
+	return address, strings.Trim(rest, " "), nil
 }
 
 // validAddress checks the shape local@domain, or local alone.
@@ -73,7 +78,7 @@ func validAddress(a string) bool {
 		return false
 	}
 	if strings.HasPrefix(local, `"`) {
-		if len(local) < 2 || !strings.HasSuffix(local, `"`) {
+		if !quotedString(local) {
 			return false
 		}
 		// Nothing but \" and \\ may hold a quote within it.
@@ -89,6 +94,20 @@ func validAddress(a string) bool {
 		return false
 	}
 	return !strings.ContainsAny(domain, ` "(),;<>@\`)
+}
+
+// quotedString says whether what begins with a quote is one string in quotes, to its
+// end.
+func quotedString(s string) bool {
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '"':
+			return i == len(s)-1
+		}
+	}
+	return false
 }
 
 // splitAddress cuts at the last @.
@@ -131,9 +150,9 @@ func ascii(s string) bool {
 // mailParameters reads the ESMTP parameters of MAIL.
 func mailParameters(s string, max int64) (*smtp.MailOptions, error) {
 	o := &smtp.MailOptions{}
-	for _, f := range strings.Fields(s) {
+	for _, f := range words(s) {
 		name, value, _ := strings.Cut(f, "=")
-		switch strings.ToUpper(name) {
+		switch lineproto.Upper(name) {
 		case "SIZE": // RFC 1870 section 3
 			n, err := strconv.ParseUint(value, 10, 63)
 			if err != nil && !errors.Is(err, strconv.ErrRange) {
@@ -144,7 +163,7 @@ func mailParameters(s string, max int64) (*smtp.MailOptions, error) {
 			}
 			o.Size = int64(n)
 		case "BODY": // RFC 6152 section 3, RFC 3030 section 3
-			switch b := smtp.BodyType(strings.ToUpper(value)); b {
+			switch b := smtp.BodyType(lineproto.Upper(value)); b {
 			case smtp.Body7Bit, smtp.Body8BitMIME, smtp.BodyBinaryMIME:
 				o.Body = b
 			default:

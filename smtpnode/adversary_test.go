@@ -167,34 +167,6 @@ func TestPauseAfterAMessage(t *testing.T) {
 	})
 }
 
-// Where a chunk of unreadable size ends is unknown: nothing behind it is a command.
-func TestUnreadableChunkSizeEnds(t *testing.T) {
-	t.Parallel()
-	r := start(t, nil)
-	for _, before := range []string{"S: 220\nC: EHLO x\nS: 250-", envelope, envelope + "C: BDAT 2\nC: \nS: 250"} {
-		c := r.dial()
-		c.dialog(before + "\nC: BDAT x LAST\nS: 501")
-		c.closed()
-	}
-}
-
-// Nobody reads for ever what is beyond all bounds; the sender is told why.
-func TestEndlessMessage(t *testing.T) {
-	t.Parallel()
-	r := start(t, func(o *Options) { o.MaxSize = 1000 })
-	c := r.dial()
-	c.dialog(envelope + "C: DATA\nS: 354")
-	c.send(strings.Repeat("x", 100_000))
-	c.expect("552 5.3.4")
-	c.closed()
-	c = r.dial()
-	c.dialog(envelope + "C: BDAT 2001 LAST\nS: 552 5.3.4")
-	c.closed()
-	c = r.dial()
-	c.dialog("S: 220\nC: EHLO x\nS: 250-\nC: BDAT 2001 LAST")
-	c.closed()
-}
-
 // roomStore notes what is asked for.
 type roomStore struct {
 	noStore

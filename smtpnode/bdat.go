@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"strconv"
-	"strings"
 
 	"msgw/internal/lineproto"
 )
@@ -14,8 +13,8 @@ var errAborted = errors.New("message given up by the sender")
 
 // parseBDAT reads "size [LAST]" (RFC 3030 section 2).
 func parseBDAT(arg string) (size int64, last bool, err error) {
-	f := strings.Fields(arg)
-	if len(f) < 1 || len(f) > 2 || len(f) == 2 && !strings.EqualFold(f[1], "LAST") {
+	f := words(arg)
+	if len(f) < 1 || len(f) > 2 || len(f) == 2 && lineproto.Upper(f[1]) != "LAST" {
 		return 0, false, bad("expected BDAT size [LAST]")
 	}
 	n, err := strconv.ParseUint(f[0], 10, 62)

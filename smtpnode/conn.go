@@ -92,14 +92,16 @@ func (c *conn) untilGrace() (context.Context, func()) {
 	return ctx, func() { stop(); cancel() }
 }
 
-// close ends the connection. Over TLS it says so, lest the end look like an attack
+// close ends the connection: it sends the answers that wait, for one may tell that a
+// message is stored. Over TLS it says that it ends, lest the end look like an attack
 // to the peer (RFC 8446 section 6.1).
 func (c *conn) close() {
-	if c.tls == nil {
-		return // the server closes it
-	}
 	c.line.CloseBy(time.Now().Add(closeTime))
-	_ = c.wire.Close() // fails if the peer has gone, which is no news
+	// What fails here fails because the peer has gone, which is no news.
+	_ = c.bw.Flush()
+	if c.tls != nil { // else the server closes it
+		_ = c.wire.Close()
+	}
 }
 
 // closeTime bounds what is still said to a peer when its connection ends.
@@ -204,9 +206,17 @@ func (c *conn) readCommand() (string, error) {
 	return lineproto.ReadLine(c.br, maxLine)
 }
 
+// cutVerb cuts at the first space. White space at the end is tolerated (RFC 5321
+// section 4.1.1); it is space and tab, and nothing that Unicode has besides.
 func cutVerb(line string) (verb, arg string) {
 	verb, arg, _ = strings.Cut(line, " ")
-	return strings.ToUpper(strings.TrimRight(verb, "\t")), strings.TrimSpace(arg)
+	return lineproto.Upper(strings.TrimRight(verb, "\t")), strings.Trim(arg, " \t")
+}
+
+// words splits at spaces. A bare CR or any other control character does not
+// separate.
+func words(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ' ' })
 }
 
 // command runs one command and reports whether the session ends.

@@ -4,11 +4,13 @@ import (
 	"strings"
 
 	"github.com/emersion/go-smtp"
+
+	"msgw/internal/lineproto"
 )
 
 // cutPrefix removes "FROM:" or "TO:", whatever its case, and spaces behind it.
 func cutPrefix(arg, prefix string) (string, bool) {
-	if len(arg) < len(prefix) || !strings.EqualFold(arg[:len(prefix)], prefix) {
+	if len(arg) < len(prefix) || lineproto.Upper(arg[:len(prefix)]) != prefix {
 		return "", false
 	}
 	return strings.TrimLeft(arg[len(prefix):], " "), true

@@ -435,92 +435,6 @@ func TestIncompleteIsNotStored(t *testing.T) {
 	}
 }
 
-func TestDialogs(t *testing.T) {
-	t.Parallel()
-	tlsOffer := "250-PIPELINING\r\n250-CHUNKING\r\n"
-	for name, script := range map[string]string{
-		"helo": "S: 220 mx.example.org ESMTP\nC: HELO x\nS: 250 mx.example.org\nC: QUIT\nS: 221",
-		"order": `S: 220
-			C: MAIL FROM:<a@b>
-			S: 503 5.5.1
-			C: EHLO x
-			S: 250-
-			C: RCPT TO:<mbx-1@z>
-			S: 503 5.5.1
-			C: DATA
-			S: 503 5.5.1
-			C: MAIL FROM:<a@b>
-			S: 250
-			C: MAIL FROM:<a@b>
-			S: 503 5.5.1
-			C: DATA
-			S: 554 5.5.1
-			C: RSET
-			S: 250
-			C: NOOP
-			S: 250
-			C: VRFY mbx-1
-			S: 252`,
-		"recipients": `S: 220
-			C: EHLO x
-			S: 250-
-			C: MAIL FROM:<>
-			S: 250
-			C: RCPT TO:<nobody@z>
-			S: 550 5.1.1
-			C: RCPT TO:<new@z>
-			S: 451 4.1.1
-			C: RCPT TO:<suspended@z>
-			S: 450 4.2.1
-			C: RCPT TO:<broken@z>
-			S: 451 4.3.0 temporary trouble
-			C: RCPT TO:<MBX-1@z>
-			S: 250`,
-		"syntax": `S: 220
-			C: EHLO x
-			S: 250-
-			C: MAIL FROM:a@b
-			S: 501
-			C: MAIL FROM:<a b@c>
-			S: 501
-			C: MAIL FROM:<a@b>x
-			S: 501
-			C: MAIL FROM:<a@b
-			S: 501
-			C: MAIL FROM:<ä@b>
-			S: 553 5.6.7
-			C: MAIL FROM:<a@b> SIZE=x
-			S: 501
-			C: MAIL FROM:<a@b> BODY=9BIT
-			S: 501
-			C: MAIL FROM:<a@b> FOO=1
-			S: 555
-			C: mail from: <"a b@c"@d> size=10 body=8bitmime
-			S: 250`,
-		"utf8":       "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<ä@b> SMTPUTF8\nS: 250\nC: RCPT TO:<ö@z>\nS: 550",
-		"size":       "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<> SIZE=1000001\nS: 552 5.3.4\nC: MAIL FROM:<> SIZE=99999999999999999999\nS: 552\nC: MAIL FROM:<> SIZE=1000000\nS: 250",
-		"no params":  "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z> NOTIFY=NEVER\nS: 555\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA now\nS: 501",
-		"binarymime": "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<> BODY=BINARYMIME\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 503",
-		"long line":  "S: 220\nC: " + strings.Repeat("x", 100_000) + "\nS: 500 5.5.2\nC: NOOP\nS: 250",
-		"pipelining": "S: 220\nC: EHLO x\nC: MAIL FROM:<>\nC: RCPT TO:<mbx-1@z>\nC: DATA\nC: hello\nC: .\nC: QUIT\nS: 250-\nS: 250\nS: 250\nS: 354\nS: 250 2.0.0 stored\nS: 221",
-		"bdat order": "S: 220\nC: EHLO x\nS: 250-\nC: BDAT 4 LAST\nC: ab\nS: 503\nC: NOOP\nS: 250",
-		"bdat other": "S: 220\nC: EHLO x\nS: 250-\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: BDAT 4\nC: ab\nS: 250\nC: NOOP\nS: 250\nC: RCPT TO:<mbx-2@z>\nS: 503\nC: BDAT 0 LAST\nS: 250 2.0.0 stored",
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			r := start(t, func(o *Options) { o.MaxSize = 1_000_000 })
-			r.dial().dialog(script)
-		})
-	}
-	r := start(t, nil)
-	c := r.dial()
-	c.expect("220")
-	c.send("EHLO x\r\n")
-	if got := c.expect("250-"); !strings.Contains(got, tlsOffer) || !strings.Contains(got, "250 STARTTLS") || !strings.Contains(got, "250-SIZE 262144000\r\n") || strings.Contains(got, "AUTH") {
-		t.Errorf("offers %q", got)
-	}
-}
-
 // One transaction has one result, for all recipients; each gets its own copy.
 func TestSeveralRecipients(t *testing.T) {
 	t.Parallel()
@@ -583,34 +497,6 @@ func TestStoreTrouble(t *testing.T) {
 	c = r.dial()
 	c.expect("421 4.3.2")
 	c.closed()
-}
-
-func TestTooLarge(t *testing.T) {
-	t.Parallel()
-	r := start(t, func(o *Options) { o.MaxSize = 1000 })
-	body := strings.Repeat("x", 998) + "\r\n"
-	for _, tc := range []struct{ wire, want string }{
-		{"DATA\r\n" + body + ".\r\n", "250"},
-		{"DATA\r\n" + "y" + body + ".\r\n", "552"},
-		{"BDAT 1000 LAST\r\n" + body, "250"},
-		{"BDAT 1001 LAST\r\nz" + body, "552"},
-		{"BDAT 500\r\n" + body[:500] + "BDAT 501 LAST\r\nz" + body[:500], "552"},
-		{"BDAT 500\r\n" + body[:500] + "BDAT 500 LAST\r\n" + body[500:], "250"},
-	} {
-		c := r.dial()
-		c.dialog(envelope)
-		c.send(tc.wire)
-		if strings.HasPrefix(tc.wire, "DATA") {
-			c.expect("354")
-		} else if strings.Count(tc.wire, "BDAT") == 2 {
-			c.expect("250 2.0.0 chunk")
-		}
-		c.expect(tc.want)
-		c.dialog("C: NOOP\nS: 250")
-	}
-	if n := len(r.store.List("mbx-1")); n != 3 {
-		t.Errorf("%d messages stored, want 3", n)
-	}
 }
 
 func TestStartTLS(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -170,4 +171,15 @@ func ReadLine(r *bufio.Reader, max int) (string, error) {
 		return "", err
 	}
 	return "", ErrLineTooLong
+}
+
+// Upper folds a to z, and nothing else: strings.ToUpper makes an S of U+017F, and so
+// a command of what is none.
+func Upper(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'a' <= r && r <= 'z' {
+			return r - 'a' + 'A'
+		}
+		return r
+	}, s)
 }

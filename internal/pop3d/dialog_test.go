@@ -1,486 +1,226 @@
 package pop3d
 
 import (
-	"crypto/tls"
-	"encoding/base64"
+	"context"
 	"errors"
+	"flag"
 	"fmt"
-	"slices"
+	"go/ast"
+	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"msgw/internal/lineproto/dialog"
 )
 
-const (
-	loginOfMailbox = "C: USER " + mailbox + "\nS: +OK...\nC: PASS " + password + "\nS: +OK 3 messages"
-	inClear        = "S: +OK msgw POP3 server ready"
-	withTLS        = inClear + "\nC: STLS\nS: +OK begin TLS\nTLS"
-	afterLogin     = withTLS + "\n" + loginOfMailbox
-	capaCommon     = "\nS: TOP\nS: UIDL\nS: RESP-CODES\nS: AUTH-RESP-CODE\nS: PIPELINING\nS: IMPLEMENTATION msgw\nS: ."
-)
+// dialogOptions are what the scripts of testdata/dialogs may set with OPTION.
+var dialogOptions = map[string]func(o *Options, value string) error{
+	"per-address": func(o *Options, v string) (err error) { o.Limits.PerAddress, err = strconv.Atoi(v); return err },
+	"failures":    func(o *Options, v string) (err error) { o.Throttle.Address, err = strconv.Atoi(v); return err },
+	"login-idle":  func(o *Options, v string) (err error) { o.LoginIdle, err = time.ParseDuration(v); return err },
 
-func sasl(authzid, user, password string) string {
-	return base64.StdEncoding.EncodeToString([]byte(authzid + "\x00" + user + "\x00" + password))
+	// What the test itself does.
+	"bare":   nil, // plays from the first octet
+	"only":   nil, // "clear", or "secure" for all others
+	"others": nil, // that many connections are open already
 }
 
-// three is the maildrop of the dialogues: 5, 14 and 7 octets as sent.
-func three() *maildrop {
-	return newMaildrop("abc\r\n", "A: b\r\n\r\n1\r\n2\r\n", ".\r\n..")
+// exchange is one script played against one server.
+type exchange struct {
+	*site
+	deleted []int // what the script says is deleted
 }
 
-var dialogues = []struct{ name, script string }{
-	{"capa in the clear", inClear + "\nC: CAPA\nS: +OK capability list follows\nS: STLS" + capaCommon},
-	{"capa under TLS", withTLS + "\nC: capa\nS: +OK...\nS: USER\nS: SASL PLAIN" + capaCommon},
-	{"capa after login", afterLogin + "\nC: CAPA\nS: +OK..." + capaCommon},
-	{"stls after login", afterLogin + "\nC: STLS\nS: -ERR...\nC: NOOP\nS: +OK"},
-	{"login forgets a refused one", withTLS + `
-C: PASS x
-S: -ERR USER...
-C: USER ` + mailbox + `
-S: +OK...
-C: PASS wrong
-S: -ERR [AUTH]...
-C: PASS ` + password + `
-S: -ERR USER...
-` + loginOfMailbox},
-	{"no second login", afterLogin + `
-C: USER x
-S: -ERR already...
-C: PASS x
-S: -ERR already...
-C: AUTH PLAIN
-S: -ERR already...`},
-	{"user before TLS is nothing after it", inClear + `
-C: USER ` + mailbox + `
-S: -ERR TLS...
-C: STLS
-S: +OK...
-TLS
-C: PASS ` + password + `
-S: -ERR USER...`},
-	{"auth plain with initial response", withTLS + "\nC: AUTH PLAIN " + sasl("", mailbox, password) + "\nS: +OK 3 messages"},
-	{"auth plain as oneself", withTLS + "\nC: auth plain " + sasl(mailbox, mailbox, password) + "\nS: +OK 3 messages"},
-	{"auth plain with continuation", withTLS + "\nC: AUTH PLAIN\nS: + \nC: " + sasl("", mailbox, password) + "\nS: +OK 3 messages"},
-	{"auth plain refused", withTLS + `
-C: AUTH
-S: -ERR the mechanism...
-C: AUTH LOGIN
-S: -ERR the mechanism...
-C: AUTH PLAIN =
-S: -ERR not...
-C: AUTH PLAIN ` + sasl("other", mailbox, password) + `
-S: -ERR not...
-C: AUTH PLAIN ` + sasl("", "", password) + `
-S: -ERR not...
-C: AUTH PLAIN ` + sasl("", mailbox, "") + `
-S: -ERR not...
-C: AUTH PLAIN ` + sasl("", mailbox, password+"\x00") + `
-S: -ERR not...
-C: AUTH PLAIN
-S: + 
-C: *
-S: -ERR cancelled
-` + loginOfMailbox},
-	{"auth plain cannot be long", withTLS + `
-C: AUTH PLAIN
-S: + 
-C: ` + strings.Repeat("A", 5000) + `
-S: -ERR line too long
-` + loginOfMailbox},
-	{"three failed logins", withTLS + `
-C: AUTH PLAIN ` + sasl("", mailbox, "wrong") + `
-S: -ERR [AUTH] unknown mailbox or wrong password
-C: USER nobody
-S: +OK password, please
-C: PASS ` + password + `
-S: -ERR [AUTH] unknown mailbox or wrong password
-C: USER ` + mailbox + `
-S: +OK password, please
-C: PASS wrong
-S: -ERR [AUTH] unknown mailbox or wrong password
-S`},
-	{"listing", afterLogin + `
-C: STAT
-S: +OK 3 26
-C: LIST
-S: +OK 3 messages, list follows
-S: 1 5
-S: 2 14
-S: 3 7
-S: .
-C: UIDL
-S: +OK 3 messages, list follows
-S: 1 ` + id(0) + `
-S: 2 ` + id(1) + `
-S: 3 ` + id(2) + `
-S: .
-C: list 2
-S: +OK 2 14
-C: UIDL 2
-S: +OK 2 ` + id(1)},
-	{"retr and top", afterLogin + `
-C: RETR 3
-S: +OK message follows
-S: ..
-S: ...
-S: .
-C: TOP 2 1
-S: +OK top of message follows
-S: A: b
-S: 
-S: 1
-S: .`},
-	{"marked messages vanish", afterLogin + `
-C: DELE 2
-S: +OK...
-C: DELE 2
-S: -ERR no such message
-C: RETR 2
-S: -ERR no such message
-C: TOP 2 0
-S: -ERR no such message
-C: LIST 2
-S: -ERR no such message
-C: UIDL 2
-S: -ERR no such message
-C: STAT
-S: +OK 2 12
-C: LIST
-S: +OK 2 messages, list follows
-S: 1 5
-S: 3 7
-S: .
-C: UIDL
-S: +OK 2 messages, list follows
-S: 1 ` + id(0) + `
-S: 3 ` + id(2) + `
-S: .
-C: RSET
-S: +OK 3 26
-C: STAT
-S: +OK 3 26
-C: LIST 2
-S: +OK 2 14
-C: QUIT
-S: +OK
-S`},
-	{"bad arguments", afterLogin + `
-C: LIST 0
-S: -ERR no such message
-C: RETR 4
-S: -ERR no such message
-C: RETR
-S: -ERR RETR takes...
-C: RETR 1 2
-S: -ERR RETR takes...
-C: DELE +1
-S: -ERR DELE takes...
-C: LIST 99999999999999999999
-S: -ERR LIST takes...
-C: TOP 1
-S: -ERR TOP takes...
-C: TOP 1 -1
-S: -ERR TOP takes...
-C: STAT 1
-S: -ERR STAT takes...
-C: NOOP 
-S: +OK
-C: LIST  1 
-S: +OK 1 5`},
-	{"too many errors", inClear + "\n" + strings.Repeat("C: XYZZY\nS: -ERR unknown command\n", 9) + "C: LANG\nS: -ERR too many errors\nS"},
-	{"long line", withTLS + `
-C: NOOP ` + strings.Repeat("x", 251) + `
-S: -ERR line too long
-C: ` + strings.Repeat("y", 100_000) + `
-S: -ERR line too long
-C: USER ` + strings.Repeat("x", 250) + `
-S: +OK...`},
-	{"http", inClear + "\nC: GET / HTTP/1.1\nS"},
-	{"http later is an unknown command", inClear + "\nC: CAPA\nS: +OK...\nS: STLS" + capaCommon + "\nC: POST\nS: -ERR unknown command"},
-	{"UTF8 and LANG are not offered", withTLS + "\nC: UTF8\nS: -ERR unknown...\nC: LANG\nS: -ERR unknown..."},
-	{"bare LF ends a command", inClear + "\nC> CAPA\nS: +OK..."},
-}
-
-func TestDialogues(t *testing.T) {
-	t.Parallel()
-	for _, d := range dialogues {
-		t.Run(d.name, func(t *testing.T) {
-			t.Parallel()
-			s := start(t, three(), false)
-			script := strings.Split(strings.TrimSuffix(d.script, "\n"), "\n")
-			for i, l := range script {
-				if strings.HasPrefix(l, "C> ") {
-					script[i] += "\n"
-				}
+// words are what scripts may ask of the test. HOLDS "octets" puts a message into the
+// maildrop, which else holds the three of function three; DELETED 1 2 says that these
+// messages, and no others, are deleted in the end; DROP sets what is the matter with
+// the maildrop.
+func (x *exchange) words() map[string]func(string) error {
+	own := false
+	return map[string]func(string) error{
+		"HOLDS": func(arg string) error {
+			raw, err := dialog.Octets(arg)
+			if !own {
+				x.drop.list, x.drop.bodies, own = nil, nil, true
 			}
-			s.client(t, false).script(script...)
-			if deletes, _ := s.drop.state(); deletes != nil {
-				t.Errorf("deleted %v", deletes)
-			}
-		})
-	}
-}
-
-// Every verb in every state gives +OK exactly where it belongs.
-func TestStates(t *testing.T) {
-	t.Parallel()
-	const clear, secure, transaction = 1, 2, 4
-	verbs := []struct {
-		line   string
-		allow  int
-		answer string // the rest of it
-	}{
-		{"CAPA", clear | secure | transaction, "body"},
-		{"STLS", clear, ""},
-		{"USER " + mailbox, secure, ""},
-		{"PASS " + password, 0, ""}, // without USER
-		{"AUTH PLAIN " + sasl("", mailbox, password), secure, ""},
-		{"STAT", transaction, ""},
-		{"LIST", transaction, "body"},
-		{"LIST 1", transaction, ""},
-		{"UIDL", transaction, "body"},
-		{"UIDL 1", transaction, ""},
-		{"RETR 1", transaction, "body"},
-		{"TOP 1 0", transaction, "body"},
-		{"DELE 1", transaction, ""},
-		{"RSET", transaction, ""},
-		{"NOOP", transaction, ""},
-		{"QUIT", clear | secure | transaction, "end"},
-		{"APOP x y", 0, ""},
-	}
-	for state, opening := range map[int]string{clear: inClear, secure: withTLS, transaction: afterLogin} {
-		for _, v := range verbs {
-			t.Run(fmt.Sprint(state, " ", strings.Fields(v.line)), func(t *testing.T) {
-				t.Parallel()
-				s := start(t, three(), false)
-				c := s.client(t, false)
-				c.script(strings.Split(opening, "\n")...)
-				c.script("C: " + strings.ToLower(v.line[:4]) + v.line[4:])
-				if v.allow&state == 0 {
-					c.script("S: -ERR...", "C: QUIT", "S: +OK...", "S")
-					return
+			one := newMaildrop(string(raw))
+			one.list[0].ID = id(len(x.drop.list))
+			x.drop.list, x.drop.bodies = append(x.drop.list, one.list...), append(x.drop.bodies, one.bodies...)
+			return err
+		},
+		"DELETED": func(arg string) error {
+			for _, n := range strings.Fields(arg) {
+				i, err := strconv.Atoi(n)
+				if err != nil {
+					return err
 				}
-				c.script("S: +OK...")
-				switch v.answer {
-				case "body":
-					if _, err := c.body(); err != nil {
-						t.Error(err)
-					}
-				case "end":
-					c.script("S")
-				}
-			})
-		}
-	}
-}
-
-// What stands behind STLS in the clear is no command, whenever it arrives.
-func TestSTLSInjection(t *testing.T) {
-	t.Parallel()
-	login := "USER " + mailbox + "\r\nPASS " + password + "\r\nDELE 1\r\nQUIT\r\n"
-	t.Run("in one segment", func(t *testing.T) {
-		t.Parallel()
-		s := start(t, three(), false)
-		c := s.client(t, false)
-		c.script(inClear, "C> STLS\r\n"+login, "S: -ERR nothing may follow...")
-		if line, err := c.read(); err == nil {
-			t.Errorf("and then %q", line)
-		}
-		if got := s.tried(); got != nil {
-			t.Errorf("logged in: %q", got)
-		}
-	})
-	t.Run("after the answer", func(t *testing.T) {
-		t.Parallel()
-		s := start(t, three(), false)
-		c := s.client(t, false)
-		c.script(inClear, "C: STLS", "S: +OK begin TLS", "C> "+login)
-		if err := tls.Client(c.conn, clientTLS()).Handshake(); err == nil {
-			t.Error("the handshake succeeded")
-		}
-		s.stop()
-		<-s.done
-		if got := s.tried(); got != nil {
-			t.Errorf("logged in: %q", got)
-		}
-		if !strings.Contains(s.log.String(), `outcome="tls failed"`) {
-			t.Errorf("log: %s", s.log)
-		}
-	})
-}
-
-func TestOldTLS(t *testing.T) {
-	t.Parallel()
-	old := func(o *Options) { o.TLS.MinVersion = tls.VersionTLS10 }
-	behind := func(o *Options) {
-		config := o.TLS.Clone()
-		config.MinVersion = tls.VersionTLS10
-		o.TLS.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return config, nil }
-	}
-	for name, change := range map[string]func(*Options){"configured": old, "chosen later": behind} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := start(t, three(), false, change)
-			config := clientTLS()
-			config.MinVersion, config.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
-			c := s.client(t, false)
-			c.use(tls.Client(s.dial(true), config))
-			line, err := c.read()
-			if err == nil {
-				t.Errorf("got %q", line)
+				x.deleted = append(x.deleted, i-1)
 			}
-			if name == "configured" && !strings.Contains(err.Error(), "protocol version") {
-				t.Errorf("not refused by the handshake: %v", err)
+			return nil
+		},
+		"DROP": func(arg string) error {
+			x.archive.mu.Lock()
+			defer x.archive.mu.Unlock()
+			switch arg {
+			case "is in use":
+				x.archive.err = ErrInUse
+			case "cannot be opened":
+				x.archive.err = errors.New("/var/lib/secret")
+			case "works":
+				x.archive.err = nil
+			case "deletes nothing":
+				x.drop.delete = func(context.Context) error { return errors.New("/var/lib/secret") }
+			case "is unreadable":
+				x.drop.open = failing("A: b\r\n", errSeal)
+			case "is unreadable behind a chunk":
+				x.drop.open = failing(strings.Repeat("x", 2*chunkSize), errSeal)
+			default:
+				return fmt.Errorf("the maildrop cannot be told %q", arg)
 			}
-		})
+			return nil
+		},
+		"STOP": func(string) error { x.stop(); return nil },
 	}
 }
 
-// A password is everything behind "PASS ", and a user is passed on as it came.
-func TestCredentialsAsGiven(t *testing.T) {
+// Every script is played over TLS that begins with STLS and over TLS that begins at
+// once, or in the clear, and all together they make the server say all that it can
+// say.
+func TestDialogs(t *testing.T) {
 	t.Parallel()
-	for _, password := range []string{
-		password, " leading and trailing  ", `"quoted"`, "'", "pass word", "tab\tin", "grüße 密碼 🔑", "*", "a\x7fb", strings.Repeat("p", 250),
-	} {
-		for _, user := range []string{mailbox, mailbox + "@msgw.example.com"} {
-			t.Run(fmt.Sprintf("%.10q", password), func(t *testing.T) {
-				t.Parallel()
-				s := start(t, three(), false)
-				s.archive.password, s.archive.drops[user] = password, s.drop
-				s.client(t, true).script(inClear, "C: USER "+user, "S: +OK...", "C: PASS "+password, "S: +OK 3...", "C: QUIT", "S: +OK", "S")
-				s.client(t, true).script(inClear, "C: AUTH PLAIN "+sasl("", user, password), "S: +OK 3...", "C: QUIT", "S: +OK", "S")
-				if got, want := s.tried(), []string{user + " " + password, user + " " + password}; !slices.Equal(got, want) {
-					t.Errorf("got %q, want %q", got, want)
-				}
-			})
-		}
-	}
-}
-
-func TestLoginErrors(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		err            error
-		answer, result string
-	}{
-		{ErrInUse, "-ERR [IN-USE]...", "in_use"},
-		{fmt.Errorf("no room for the KDF: %w", ErrTemporary), "-ERR [SYS/TEMP]...", "temporary"},
-		{errors.New("anything else"), "-ERR [SYS/TEMP]...", "temporary"},
-	} {
-		s := start(t, three(), false, func(o *Options) { o.Maildrops.(*archive).err = tt.err })
-		login := []string{"C: AUTH PLAIN " + sasl("", mailbox, password), "S: " + tt.answer}
-		c := s.client(t, true)
-		c.script(inClear)
-		c.script(login...)
-		c.script(login...)
-		c.script(login...)
-		c.script("S")
-		if got := s.metric(t, "msgw_pop3_logins_total", tt.result); got != 3 {
-			t.Errorf("%s counted %v times", tt.result, got)
-		}
-	}
-}
-
-func TestInUse(t *testing.T) {
-	t.Parallel()
-	s := start(t, three(), false)
-	a, b := s.loggedIn(t), s.client(t, true)
-	b.script(inClear, "C: AUTH PLAIN "+sasl("", mailbox, password), "S: -ERR [IN-USE]...")
-	a.script("C: QUIT", "S: +OK") // the answer says that the lock is gone
-	b.script("C: AUTH PLAIN "+sasl("", mailbox, password), "S: +OK 3...")
-}
-
-// The user name of a failed login is cut and quoted in the log.
-func TestFailedLoginLog(t *testing.T) {
-	t.Parallel()
-	s := start(t, three(), false)
-	name := "x\x1b[2J" + strings.Repeat("n", 100)
-	s.client(t, true).script(inClear, "C: USER "+name, "S: +OK...", "C: PASS "+password, "S: -ERR [AUTH]...", "C: QUIT", "S: +OK", "S")
-	s.stop()
-	<-s.done
-	log := s.log.String()
-	if !strings.Contains(log, "level=WARN") || !strings.Contains(log, strings.Repeat("n", 59)+`\"..."`) || strings.Contains(log, strings.Repeat("n", 60)) {
-		t.Errorf("log: %s", log)
-	}
-	if strings.Contains(log, "mailbox=") {
-		t.Errorf("the session line names a mailbox: %s", log)
-	}
-}
-
-// metric returns the value of a metric, of the labels' values given.
-func (s *site) metric(t *testing.T, name string, labels ...string) float64 {
-	t.Helper()
-	families, err := s.registry.Gather()
+	scripts, err := dialog.LoadAll("testdata/dialogs")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range families {
-		if f.GetName() != name {
-			continue
-		}
-		for _, m := range f.GetMetric() {
-			var have []string
-			for _, l := range m.GetLabel() {
-				have = append(have, l.GetValue())
-			}
-			if slices.Equal(have, labels) {
-				return m.GetCounter().GetValue() + m.GetGauge().GetValue()
-			}
-		}
-	}
-	t.Fatalf("no metric %s %v", name, labels)
-	return 0
-}
-
-func TestSessionLogAndMetrics(t *testing.T) {
-	t.Parallel()
-	s := start(t, three(), false)
-	c := s.loggedIn(t)
-	for _, name := range []string{"RETR 1", "RETR 2", "TOP 3 0"} {
-		c.script("C: "+name, "S: +OK...")
-		if _, err := c.body(); err != nil {
+	opening := map[string]*dialog.Script{}
+	for transport, text := range map[string]string{"clear": inClear, "stls": withTLS, "tls": "TLS\n" + inClear} {
+		if opening[transport], err = dialog.Parse(transport, text); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := s.metric(t, "msgw_pop3_sessions"); got != 1 {
-		t.Errorf("%v sessions", got)
-	}
-	c.script("C: DELE 2", "S: +OK...", "C: QUIT", "S: +OK 1 messages deleted", "S")
-	s.stop()
-	<-s.done
-	for _, want := range []string{"level=INFO", "mailbox=" + mailbox, `tls="TLS 1.3"`, "retrieved=2", "deleted=1", "octets=19", "outcome=quit", "peer=127.0.0.1:"} {
-		if !strings.Contains(s.log.String(), want) {
-			t.Errorf("the log lacks %s: %s", want, s.log)
+	heard := &lines{}
+	t.Cleanup(func() { heard.everyReply(t) }) // when all have been played
+	for _, s := range scripts {
+		only, ok := s.Option("only")
+		if !ok {
+			only = "secure"
 		}
-	}
-	for name, want := range map[string]float64{
-		"msgw_pop3_retrieved_total": 2, "msgw_pop3_deleted_total": 1, "msgw_pop3_octets_total": 19, "msgw_pop3_sessions": 0,
-	} {
-		if got := s.metric(t, name); got != want {
-			t.Errorf("%s is %v, want %v", name, got, want)
+		for transport, before := range opening {
+			if (transport == "clear") != (only == "clear") {
+				continue
+			}
+			if _, bare := s.Option("bare"); bare {
+				before = &dialog.Script{}
+			}
+			t.Run(s.Name+"/"+transport, func(t *testing.T) {
+				t.Parallel()
+				playDialog(t, heard.add, transport == "tls", s, before)
+			})
 		}
-	}
-	if got := s.metric(t, "msgw_pop3_logins_total", "ok"); got != 1 {
-		t.Errorf("%v logins", got)
 	}
 }
 
-func TestServeNeedsItsOptions(t *testing.T) {
-	t.Parallel()
-	if err := New(Options{}).Serve(t.Context(), nil, nil); err == nil {
-		t.Error("served without TLS")
+// playDialog plays a script against a server of its own, behind before.
+func playDialog(t *testing.T, heard func(string), implicit bool, s, before *dialog.Script) {
+	t.Helper()
+	x := &exchange{}
+	x.site = start(t, three(), false, func(o *Options) {
+		for _, name := range s.Options() {
+			set, ok := dialogOptions[name]
+			if !ok {
+				t.Fatalf("%s: no option %s", s.Name, name)
+			}
+			value, _ := s.Option(name)
+			if set == nil {
+				continue
+			}
+			if err := set(o, value); err != nil {
+				t.Fatalf("%s: option %s: %v", s.Name, name, err)
+			}
+		}
+	})
+	if n, ok := s.Option("others"); ok {
+		others, err := strconv.Atoi(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range others {
+			x.client(t, false).script(inClear)
+		}
+	}
+	p := dialog.New(x.dial(implicit))
+	defer p.Conn.Close()
+	p.TLS, p.Do, p.Heard = clientTLS(), x.words(), heard
+	err := p.Play(before, s)
+	if err == nil {
+		err = p.End()
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	x.stop()
+	<-x.done
+	var want [][]int
+	if x.deleted != nil {
+		want = [][]int{x.deleted}
+	}
+	if got, _ := x.drop.state(); !reflect.DeepEqual(got, want) {
+		t.Errorf("deleted %v, want %v", got, want)
 	}
 }
 
-func TestConnectionLimit(t *testing.T) {
-	t.Parallel()
-	s := start(t, three(), false, func(o *Options) { o.Limits.PerAddress = 1 })
-	a := s.client(t, false)
-	a.script(inClear)
-	s.client(t, false).script("S: -ERR [SYS/TEMP] too many connections", "S")
-	c := s.dial(true)
-	if n, err := c.Read(make([]byte, 1)); err == nil {
-		t.Errorf("%d octets in the clear where TLS is spoken", n)
+// lines collects what the server said in all scripts.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) add(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, line)
+}
+
+// everyReply checks that each reply which stands in this package was said.
+func (l *lines) everyReply(t *testing.T) {
+	if f := flag.Lookup("test.run"); f != nil && strings.Contains(f.Value.String(), "/") {
+		return // not all scripts were played
 	}
-	c.Close()
-	a.script("C: QUIT", "S: +OK", "S")
+	text := strings.Join(l.all, "\n")
+	replies := 0
+	err := dialog.Source(".", func(at string, e ast.Expr) {
+		p := replyPattern(e)
+		if p == "" {
+			return
+		}
+		replies++
+		if !regexp.MustCompile(`(?m)^` + p).MatchString(text) {
+			t.Errorf("%s: no script makes the server say %s", at, p)
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if replies < 30 {
+		t.Errorf("only %d replies found in the source", replies)
+	}
+}
+
+// replyPattern returns what the line that e is, or is the text of, begins with, or "".
+func replyPattern(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.BasicLit: // a reply, or how one begins
+		if p := strings.TrimSuffix(dialog.Pattern(e), "\r\n"); strings.HasPrefix(p, `\+`) || strings.HasPrefix(p, "-ERR ") && p != "-ERR " {
+			return p
+		}
+	case *ast.CallExpr:
+		if s, ok := e.Fun.(*ast.SelectorExpr); ok && s.Sel.Name == "refuse" {
+			return "-ERR " + dialog.Pattern(e.Args[0])
+		}
+	}
+	return ""
 }

@@ -9,20 +9,21 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
 	"net"
-	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"msgw/internal/lineproto/dialog"
 )
 
 // archive is a Maildrops of a few mailboxes with one password.
@@ -323,19 +324,18 @@ func (fromAddr) RemoteAddr() net.Addr {
 
 // client is a strict POP3 client: a line ends with CRLF and nothing else.
 type client struct {
-	t    *testing.T
-	conn net.Conn
-	in   *bufio.Reader
+	t *testing.T
+	*dialog.Player
 }
 
 func (s *site) client(t *testing.T, implicit bool) *client {
 	t.Helper()
-	c := &client{t: t}
-	c.use(s.dial(implicit))
+	c := &client{t, dialog.New(s.dial(implicit))}
+	c.TLS = clientTLS()
+	t.Cleanup(func() { c.Conn.Close() })
 	if implicit {
-		c.handshake()
+		c.script("TLS")
 	}
-	t.Cleanup(func() { c.conn.Close() })
 	return c
 }
 
@@ -347,22 +347,9 @@ func (s *site) loggedIn(t *testing.T) *client {
 	return c
 }
 
-func (c *client) use(conn net.Conn) {
-	c.conn, c.in = conn, bufio.NewReaderSize(conn, 64<<10)
-}
-
-func (c *client) handshake() {
-	c.t.Helper()
-	conn := tls.Client(c.conn, clientTLS())
-	if err := conn.Handshake(); err != nil {
-		c.t.Fatalf("handshake: %v", err)
-	}
-	c.use(conn)
-}
-
 func (c *client) send(s string) {
 	c.t.Helper()
-	if _, err := io.WriteString(c.conn, s); err != nil {
+	if _, err := io.WriteString(c.Conn, s); err != nil {
 		c.t.Fatalf("send: %v", err)
 	}
 }
@@ -371,7 +358,7 @@ func (c *client) send(s string) {
 func (c *client) line(b []byte) (line []byte, begin int, err error) {
 	begin = len(b)
 	for {
-		part, err := c.in.ReadSlice('\n')
+		part, err := c.In.ReadSlice('\n')
 		if b = append(b, part...); err != nil && err != bufio.ErrBufferFull {
 			return b, begin, err
 		}
@@ -402,39 +389,20 @@ func (c *client) body() (body []byte, err error) {
 	}
 }
 
-// script speaks: "C: x" sends a line, "C> x" sends x as it is, "S: x" expects a
-// line, or what begins with x if it ends in "...", "S" alone that the connection
-// ends, and "TLS" makes the handshake.
+// script plays lines of a dialogue.
 func (c *client) script(lines ...string) {
 	c.t.Helper()
 	if c.t.Failed() {
 		c.t.FailNow()
 	}
-	for i, l := range lines {
-		switch {
-		case l == "TLS":
-			c.handshake()
-		case l == "S":
-			if line, err := c.read(); err == nil || line != "" {
-				c.t.Fatalf("line %d: got %q, want the end", i, line)
-			} else if errors.Is(err, os.ErrDeadlineExceeded) {
-				c.t.Fatalf("line %d: the connection does not end", i)
-			}
-		case strings.HasPrefix(l, "C: "):
-			c.send(l[3:] + "\r\n")
-		case strings.HasPrefix(l, "C> "):
-			c.send(l[3:])
-		case strings.HasPrefix(l, "S: "):
-			got, err := c.read()
-			if err != nil {
-				c.t.Fatalf("line %d: got %q, %v, want %q", i, got, err, l)
-			}
-			want, prefix := strings.CutSuffix(l[3:], "...")
-			if got != want && !(prefix && strings.HasPrefix(got, want)) {
-				c.t.Fatalf("line %d: got %q, want %q", i, got, l)
-			}
-		default:
-			c.t.Fatalf("bad script line %q", l)
-		}
+	s, err := dialog.Parse("script", strings.Join(lines, "\n"))
+	if err == nil {
+		err = c.Play(s)
+	}
+	if err != nil {
+		c.t.Fatal(err)
 	}
 }
+
+// octets is the line of a dialogue that sends octets as they are.
+func octets(s string) string { return "C- " + strconv.Quote(s) }

@@ -14,7 +14,7 @@ import (
 func TestQuitDeletes(t *testing.T) {
 	t.Parallel()
 	s := start(t, three(), false)
-	s.loggedIn(t).script("C: DELE 3", "S: +OK...", "C: DELE 1", "S: +OK...", "C: QUIT", "S: +OK 2 messages deleted", "S")
+	s.loggedIn(t).script("C: DELE 3", "S: +OK...", "C: DELE 1", "S: +OK...", "C: QUIT", "S: +OK 2 messages deleted", "S.")
 	if deletes, locked := s.drop.state(); !reflect.DeepEqual(deletes, [][]int{{0, 2}}) || locked {
 		t.Errorf("deleted %v, locked %v", deletes, locked)
 	}
@@ -25,7 +25,7 @@ func TestQuitFails(t *testing.T) {
 	drop := three()
 	drop.delete = func(context.Context) error { return errors.New("the disk is full") }
 	s := start(t, drop, false)
-	s.loggedIn(t).script("C: DELE 3", "S: +OK...", "C: QUIT", "S: -ERR [SYS/TEMP]...", "S")
+	s.loggedIn(t).script("C: DELE 3", "S: +OK...", "C: QUIT", "S: -ERR [SYS/TEMP]...", "S.")
 	s.stop()
 	<-s.done
 	if log := s.log.String(); !strings.Contains(log, "the disk is full") || !strings.Contains(log, `outcome="delete failed"`) || !strings.Contains(log, "deleted=0") {
@@ -40,14 +40,14 @@ func TestQuitFails(t *testing.T) {
 func TestNothingElseDeletes(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(s *site, c *client){
-		"dropped":            func(_ *site, c *client) { c.conn.Close() },
-		"dropped in QUIT":    func(_ *site, c *client) { c.send("QUIT"); c.conn.Close() },
-		"RSET":               func(_ *site, c *client) { c.script("C: RSET", "S: +OK...", "C: QUIT", "S: +OK", "S") },
+		"dropped":            func(_ *site, c *client) { c.Conn.Close() },
+		"dropped in QUIT":    func(_ *site, c *client) { c.send("QUIT"); c.Conn.Close() },
+		"RSET":               func(_ *site, c *client) { c.script("C: RSET", "S: +OK...", "C: QUIT", "S: +OK", "S.") },
 		"too many errors":    func(_ *site, c *client) { c.send(strings.Repeat("X\r\n", 11) + "QUIT\r\n") },
 		"autologout":         func(*site, *client) { time.Sleep(10*time.Minute + 2*time.Second) },
 		"the server stops":   func(s *site, _ *client) { s.stop() },
-		"stops, then QUIT":   func(s *site, c *client) { s.stop(); synctest.Wait(); c.conn.Write([]byte("QUIT\r\n")) },
-		"QUIT with argument": func(_ *site, c *client) { c.script("C: QUIT 1", "S: -ERR..."); c.conn.Close() },
+		"stops, then QUIT":   func(s *site, c *client) { s.stop(); synctest.Wait(); c.Conn.Write([]byte("QUIT\r\n")) },
+		"QUIT with argument": func(_ *site, c *client) { c.script("C: QUIT 1", "S: -ERR..."); c.Conn.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -58,7 +58,7 @@ func TestNothingElseDeletes(t *testing.T) {
 				end(s, c)
 				go func() { // a peer that still reads, so that nothing waits for it
 					for {
-						if _, err := c.in.ReadByte(); err != nil {
+						if _, err := c.In.ReadByte(); err != nil {
 							return
 						}
 					}
@@ -89,9 +89,9 @@ func TestTimeouts(t *testing.T) {
 		run  func(s *site, t *testing.T) time.Duration
 		want time.Duration
 	}{
-		{"silent before login", func(s *site, t *testing.T) time.Duration { return ends(s.client(t, false).conn) }, time.Minute},
+		{"silent before login", func(s *site, t *testing.T) time.Duration { return ends(s.client(t, false).Conn) }, time.Minute},
 		{"silent handshake", func(s *site, t *testing.T) time.Duration { return ends(s.dial(true)) }, 15 * time.Second},
-		{"silent after login", func(s *site, t *testing.T) time.Duration { return ends(s.loggedIn(t).conn) }, 10 * time.Minute},
+		{"silent after login", func(s *site, t *testing.T) time.Duration { return ends(s.loggedIn(t).Conn) }, 10 * time.Minute},
 		{"slow before login", func(s *site, t *testing.T) time.Duration {
 			conn := s.dial(false)
 			go func() {
@@ -154,7 +154,7 @@ func TestFailureDelay(t *testing.T) {
 				t.Errorf("failure %d answered after %v, want %v", i, got, want)
 			}
 		}
-		c.script("S")
+		c.script("S.")
 
 		// A stop does not wait for it.
 		c = s.client(t, true)
@@ -162,7 +162,7 @@ func TestFailureDelay(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		stopped := time.Now()
 		s.stop()
-		c.script("S")
+		c.script("S.")
 		<-s.done
 		if got := time.Since(stopped); got > 0 {
 			t.Errorf("stopped after %v", got)
@@ -176,10 +176,10 @@ func TestThrottledLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, three(), true, func(o *Options) { o.Throttle = Throttle{Address: 4, Window: 4 * time.Minute} })
 		for range 4 {
-			s.client(t, true).script(inClear, "C: AUTH PLAIN "+sasl("", mailbox, "wrong"), "S: -ERR [AUTH]...", "C: QUIT", "S: +OK", "S")
+			s.client(t, true).script(inClear, "C: AUTH PLAIN "+sasl("", mailbox, "wrong"), "S: -ERR [AUTH]...", "C: QUIT", "S: +OK", "S.")
 		}
 		right := "C: AUTH PLAIN " + sasl("", mailbox, password)
-		s.client(t, true).script(inClear, right, "S: -ERR [SYS/TEMP] too many failed logins...", "C: QUIT", "S: +OK", "S")
+		s.client(t, true).script(inClear, right, "S: -ERR [SYS/TEMP] too many failed logins...", "C: QUIT", "S: +OK", "S.")
 		if got := len(s.tried()); got != 4 {
 			t.Errorf("%d logins tried, want 4", got)
 		}
@@ -187,7 +187,7 @@ func TestThrottledLogin(t *testing.T) {
 			t.Errorf("%v throttled", got)
 		}
 		time.Sleep(time.Minute)
-		s.client(t, true).script(inClear, right, "S: +OK...", "C: QUIT", "S: +OK", "S")
+		s.client(t, true).script(inClear, right, "S: +OK...", "C: QUIT", "S: +OK", "S.")
 	})
 }
 
@@ -197,12 +197,12 @@ func TestKnownIsNotThrottled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, three(), true, func(o *Options) { o.Throttle.User = 1 })
 		wrong, right := "C: AUTH PLAIN "+sasl("", mailbox, "wrong"), "C: AUTH PLAIN "+sasl("", mailbox, password)
-		s.client(t, true).script(inClear, wrong, "S: -ERR [AUTH]...", right, "S: -ERR [SYS/TEMP]...", "C: QUIT", "S: +OK", "S")
+		s.client(t, true).script(inClear, wrong, "S: -ERR [AUTH]...", right, "S: -ERR [SYS/TEMP]...", "C: QUIT", "S: +OK", "S.")
 		time.Sleep(10 * time.Minute)
-		s.client(t, true).script(inClear, wrong, "S: -ERR [AUTH]...", "C: QUIT", "S: +OK", "S")
+		s.client(t, true).script(inClear, wrong, "S: -ERR [AUTH]...", "C: QUIT", "S: +OK", "S.")
 		time.Sleep(10 * time.Minute)
-		s.client(t, true).script(inClear, right, "S: +OK...", "C: QUIT", "S: +OK", "S")
-		s.client(t, true).script(inClear, wrong, "S: -ERR [AUTH]...", right, "S: +OK...", "C: QUIT", "S: +OK", "S")
+		s.client(t, true).script(inClear, right, "S: +OK...", "C: QUIT", "S: +OK", "S.")
+		s.client(t, true).script(inClear, wrong, "S: -ERR [AUTH]...", right, "S: +OK...", "C: QUIT", "S: +OK", "S.")
 	})
 }
 
@@ -231,7 +231,7 @@ func TestStuckAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := start(t, three(), true)
 		c := s.client(t, true)
-		c.script(inClear, "C> "+strings.Repeat("X\r\n", 10))
+		c.script(inClear, octets(strings.Repeat("X\r\n", 10)))
 		time.Sleep(2 * closeTime)
 		if got := s.metric(t, "msgw_pop3_sessions"); got != 0 {
 			t.Errorf("%v sessions", got)

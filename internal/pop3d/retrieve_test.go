@@ -87,8 +87,8 @@ func TestRetrieve(t *testing.T) {
 				if name == "LF dot" && string(got) != "a\r\n.\r\nb\r\n..\r\nc\r\n" {
 					t.Errorf("got %q", got)
 				}
-				c.script("C: LIST 1\r\nSTAT\r\nQUIT", // pipelined
-					fmt.Sprintf("S: +OK 1 %d", len(got)), fmt.Sprintf("S: +OK 1 %d", len(got)), "S: +OK", "S")
+				c.script(octets("LIST 1\r\nSTAT\r\nQUIT\r\n"), // pipelined
+					fmt.Sprintf("S: +OK 1 %d", len(got)), fmt.Sprintf("S: +OK 1 %d", len(got)), "S: +OK", "S.")
 				if strings.Contains(s.log.String(), "as listed") {
 					t.Errorf("log: %s", s.log)
 				}
@@ -148,10 +148,10 @@ func TestUnreadableMidway(t *testing.T) {
 			if implicit {
 				c.script(inClear)
 			} else {
-				c.script(strings.Split(withTLS, "\n")...)
+				c.script(withTLS)
 			}
-			c.script(strings.Split(loginOfMailbox, "\n")...)
-			c.script("C: DELE 1\r\nRETR 2\r\nQUIT", "S: +OK...", "S: +OK message follows")
+			c.script(loginOfMailbox)
+			c.script(octets("DELE 1\r\nRETR 2\r\nQUIT\r\n"), "S: +OK...", "S: +OK message follows")
 			if got, err := c.body(); err == nil {
 				t.Errorf("%d octets and a final dot", len(got))
 			}
@@ -262,7 +262,7 @@ func TestWrongSize(t *testing.T) {
 	drop := three()
 	drop.list[0].Octets++
 	s := start(t, drop, false)
-	s.loggedIn(t).script("C: RETR 1", "S: +OK...", "S: abc", "S: .", "C: QUIT", "S: +OK", "S")
+	s.loggedIn(t).script("C: RETR 1", "S: +OK...", "S: abc", "S: .", "C: QUIT", "S: +OK", "S.")
 	if !strings.Contains(s.log.String(), "listed=6 sent=5") {
 		t.Errorf("log: %s", s.log)
 	}

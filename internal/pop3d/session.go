@@ -199,7 +199,7 @@ func (s *session) converse(ctx, work context.Context, implicit bool) error {
 			return err
 		}
 		verb, arg, hasArg := strings.Cut(line, " ")
-		verb = strings.ToUpper(verb)
+		verb = lineproto.Upper(verb)
 		s.commands++
 		switch {
 		case long, verb != "AUTH" && len(line) > maxLine-2:

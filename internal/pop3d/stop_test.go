@@ -41,10 +41,10 @@ func TestStop(t *testing.T) {
 		s := start(t, drop, true)
 		idle, silent, busy := s.client(t, true), s.dial(true), s.loggedIn(t)
 		idle.script(inClear)
-		busy.script("C: DELE 1", "S: +OK...", "C: RSET", "S: +OK...", "C: RETR 1\r\nDELE 1\r\nQUIT", "S: +OK...")
+		busy.script("C: DELE 1", "S: +OK...", "C: RSET", "S: +OK...", octets("RETR 1\r\nDELE 1\r\nQUIT\r\n"), "S: +OK...")
 		s.stop()
 		start := time.Now()
-		idle.script("S")
+		idle.script("S.")
 		ends(silent)
 		if got := time.Since(start); got > 0 {
 			t.Errorf("idle sessions ended after %v", got)
@@ -54,11 +54,11 @@ func TestStop(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v, %d octets before the end", err, left)
 			}
-			if left -= len(line) + 2; left < 20_000 && busy.in.Buffered() < 74 {
+			if left -= len(line) + 2; left < 20_000 && busy.In.Buffered() < 74 {
 				time.Sleep(3 * closeTime) // the rest is not hurried
 			}
 		}
-		busy.script("S: .", "S")
+		busy.script("S: .", "S!") // the notice that TLS ends was not waited for
 		<-s.done
 		if got := time.Since(start); got <= 3*closeTime || got > 15*time.Second {
 			t.Errorf("stopped after %v", got)
