@@ -81,15 +81,6 @@ func validAddress(a string) bool {
 		if !quotedString(local) {
 			return false
 		}
-		// Nothing but \" and \\ may hold a quote within it.
-		for in := local[1 : len(local)-1]; in != ""; in = in[1:] {
-			if in[0] == '"' || in == `\` {
-				return false
-			}
-			if in[0] == '\\' {
-				in = in[1:]
-			}
-		}
 	} else if strings.ContainsAny(local, ` "(),:;<>@[\]`) {
 		return false
 	}

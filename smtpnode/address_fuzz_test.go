@@ -3,6 +3,7 @@ package smtpnode
 import (
 	"strings"
 	"testing"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/emersion/go-smtp"
@@ -32,7 +33,7 @@ func FuzzPath(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !utf8.ValidString(address) || strings.ContainsFunc(address, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		if !utf8.ValidString(address) || strings.ContainsFunc(address, unicode.IsControl) {
 			t.Fatalf("%q is accepted as %q", s, address)
 		}
 		if !balanced(address) {

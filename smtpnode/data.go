@@ -52,7 +52,7 @@ func (c *conn) dataCommand(arg string) {
 		c.broken = err
 		return
 	}
-	r := &dataReader{br: c.br, left: c.maxSize(), patience: c.maxSize(), dots: dots{tail: [2]byte{'\r', '\n'}}}
+	r := &dataReader{br: c.br, left: c.maxSize(), patience: c.maxSize(), dots: loneDots{tail: [2]byte{'\r', '\n'}}}
 	c.deliver(r, r.drain)
 }
 
@@ -102,7 +102,7 @@ type dataReader struct {
 	inLine   bool  // the last octet read did not end a line
 	cr       bool  // it was a CR
 	ended    bool  // the end of the message was read
-	dots     dots
+	dots     loneDots
 	err      error
 }
 
@@ -169,14 +169,14 @@ func (r *dataReader) next(p []byte) (int, error) {
 // taken for the end of the message.
 func (r *dataReader) ambiguous() bool { return r.dots.found }
 
-// dots looks for a dot with a CR or LF on either side, in the octets as they were sent.
+// loneDots looks for a dot with a CR or LF on either side, in the octets as they were sent.
 // The one of CRLF.CRLF, which ends the message, is not given to it.
-type dots struct {
+type loneDots struct {
 	tail  [2]byte // the last octets; CRLF before the first
 	found bool
 }
 
-func (d *dots) next(p []byte) {
+func (d *loneDots) next(p []byte) {
 	seam := [4]byte{d.tail[0], d.tail[1]}
 	n := copy(seam[2:], p)
 	d.found = d.found || loneDot(seam[:2+n]) || loneDot(p)

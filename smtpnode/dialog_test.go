@@ -17,20 +17,38 @@ import (
 
 // dialogOptions are what the scripts of testdata/dialogs may set with OPTION.
 var dialogOptions = map[string]func(o *Options, value string) error{
-	"max-errors":     func(o *Options, v string) error { return number(&o.MaxErrors, v) },
-	"max-idle":       func(o *Options, v string) error { return number(&o.MaxIdle, v) },
-	"max-recipients": func(o *Options, v string) error { return number(&o.MaxRecipients, v) },
-	"max-size":       func(o *Options, v string) error { return number(&o.MaxSize, v) },
-	"per-address":    func(o *Options, v string) error { return number(&o.Limits.PerAddress, v) },
-	"idle":           func(o *Options, v string) (err error) { o.Deadlines.Idle, err = time.ParseDuration(v); return err },
-	"strict":         func(o *Options, _ string) error { o.Mailboxes = fakeMailboxes{strict: true}; return nil },
-	"no-tls":         func(o *Options, _ string) error { o.TLS = nil; return nil },
+	"max-errors":         func(o *Options, v string) error { return number(&o.MaxErrors, v) },
+	"max-idle":           func(o *Options, v string) error { return number(&o.MaxIdle, v) },
+	"max-recipients":     func(o *Options, v string) error { return number(&o.MaxRecipients, v) },
+	"max-size":           func(o *Options, v string) error { return number(&o.MaxSize, v) },
+	"per-address":        func(o *Options, v string) error { return number(&o.Limits.PerAddress, v) },
+	"idle":               func(o *Options, v string) (err error) { o.Deadlines.Idle, err = time.ParseDuration(v); return err },
+	"strict":             func(o *Options, _ string) error { o.Mailboxes = fakeMailboxes{strict: true}; return nil },
+	"allow":              restricting(func(r *Restrictions, v string) (err error) { r.Allow, err = ParseAllow(v); return err }),
+	"require-tls":        restricting(func(r *Restrictions, v string) error { r.RequireTLS = v == "yes"; return nil }),
+	"client-name":        restricting(func(r *Restrictions, v string) error { r.ClientNames = []string{v}; return nil }),
+	"mailbox-size":       restricting(func(r *Restrictions, v string) error { return number(&r.MaxSize, v) }),
+	"mailbox-recipients": restricting(func(r *Restrictions, v string) error { return number(&r.MaxRecipients, v) }),
+	"reject-dots":        restricting(func(r *Restrictions, v string) error { r.RejectDots = v == "yes"; return nil }),
+	"no-tls":             func(o *Options, _ string) error { o.TLS = nil; return nil },
 
 	// What the test itself does.
 	"store":  nil, // what is the matter with it from the start, as STORE says
 	"bare":   nil, // plays from the first octet, in the clear
 	"only":   nil, // "plain" or "tls"
 	"others": nil, // that many connections are open already
+}
+
+// restricting makes an option of a restriction of mbx-1.
+func restricting(set func(r *Restrictions, v string) error) func(*Options, string) error {
+	return func(o *Options, v string) error {
+		m := o.Mailboxes.(fakeMailboxes)
+		r := m.restrict["mbx-1"]
+		err := set(&r, v)
+		m.restrict = map[string]Restrictions{"mbx-1": r}
+		o.Mailboxes = m
+		return err
+	}
 }
 
 func number[T int | int64](p *T, v string) error {

@@ -43,7 +43,7 @@ func (m *reference) run() {
 	m.first = true
 	m.say("220 ")
 	for !m.ended {
-		if m.errors > m.limit.errors {
+		if m.errors >= m.limit.errors {
 			m.say("421 4.7.0")
 			return
 		}
@@ -71,12 +71,13 @@ func (m *reference) run() {
 
 func (m *reference) say(reply string) { m.replies = append(m.replies, reply) }
 
-// refuse says what counts as an error.
+// refuse says why not. What is refused for good counts as an error.
 func (m *reference) refuse(reply string) {
-	m.errors++
 	m.say(reply)
 	if reply[0] == '4' {
 		m.trouble = reply
+	} else {
+		m.errors++
 	}
 }
 
@@ -192,6 +193,9 @@ var (
 )
 
 // path reads "FROM:<address> parameters".
+// c1 are the control characters that UTF-8 has beside those of ASCII.
+var c1 = regexp.MustCompile(`[\x{80}-\x{9f}]`)
+
 func path(arg, before string) (address string, parameters []string, ok bool) {
 	if len(arg) < len(before) || asciiUpper(arg[:len(before)]) != before {
 		return "", nil, false
@@ -201,7 +205,7 @@ func path(arg, before string) (address string, parameters []string, ok bool) {
 		return "", nil, false
 	}
 	address = octetsOf(f[1])
-	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address {
+	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address || c1.MatchString(address) {
 		return "", nil, false
 	}
 	for _, p := range strings.Split(octetsOf(f[2]), " ") {
@@ -499,7 +503,7 @@ func (m *reference) bdat(arg string) {
 
 // nextChunk reads commands up to the next chunk.
 func (m *reference) nextChunk() (size string, last, ok bool) {
-	for m.errors <= m.limit.errors && m.idle <= m.limit.idle {
+	for m.errors < m.limit.errors && m.idle <= m.limit.idle {
 		line, ok := m.line()
 		if !ok {
 			return "", false, false

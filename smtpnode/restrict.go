@@ -42,18 +42,15 @@ var ErrRestricted = errors.New("restricted")
 
 // check returns why a message that declares a size, 0 if none, is not taken over c.
 func (r Restrictions) check(c *conn, size int64) error {
-	refuse := func(detail int, text, format string, args ...any) error {
-		return temporary(450, 7, detail, text, fmt.Errorf("%w: "+format, append([]any{ErrRestricted}, args...)...))
-	}
 	peer := c.peer.Addr().Unmap().WithZone("")
 	if len(r.Allow) > 0 && !slices.ContainsFunc(r.Allow, func(p netip.Prefix) bool { return p.Contains(peer) }) {
-		return refuse(1, fmt.Sprintf("this mailbox takes no mail from %s", peer), "%s is not in the allow list", peer)
+		return temporary(450, 7, 1, fmt.Sprintf("this mailbox takes no mail from %s", peer), fmt.Errorf("%w: %s is not in the allow list", ErrRestricted, peer))
 	}
 	if r.RequireTLS && c.tls == nil {
-		return refuse(0, "this mailbox takes mail over TLS only", "sent without TLS")
+		return temporary(450, 7, 0, "this mailbox takes mail over TLS only", fmt.Errorf("%w: sent without TLS", ErrRestricted))
 	}
 	if err := r.checkClient(c); err != nil {
-		return refuse(0, "this mailbox takes mail from other clients only, by their certificate", "%w", err)
+		return temporary(450, 7, 0, "this mailbox takes mail from other clients only, by their certificate", fmt.Errorf("%w: %w", ErrRestricted, err))
 	}
 	if r.MaxSize > 0 && size > r.MaxSize { // RFC 1870 section 6.1
 		return &refusal{*errTooLarge, fmt.Errorf("%w: %d octets declared, at most %d are taken", ErrRestricted, size, r.MaxSize)}

@@ -23,9 +23,9 @@ func TestStrangersMakeRoom(t *testing.T) {
 		guessing.script("S: +OK msgw...", "C: USER "+mailbox, "S: +OK...", "C: PASS wrong")
 		time.Sleep(time.Second)
 		for _, ended := range []func(){
-			func() { silent.script("S") },
+			func() { silent.script("S.") },
 			func() { ends(shaking) },
-			func() { guessing.script("S") },
+			func() { guessing.script("S.") },
 		} {
 			time.Sleep(time.Second)
 			next := s.client(t, false)
@@ -40,7 +40,7 @@ func TestStrangersMakeRoom(t *testing.T) {
 		if _, err := archive.body(); err != nil {
 			t.Error(err)
 		}
-		archive.script("C: QUIT", "S: +OK...", "S")
+		archive.script("C: QUIT", "S: +OK...", "S.")
 		synctest.Wait()
 		if n := strings.Count(s.log.String(), string(endMadeRoom)); n != 2 { // the handshake failed by its own account
 			t.Errorf("%d sessions made room by the log:\n%s", n, s.log)
