@@ -140,7 +140,12 @@ func New(opt Options) *Server {
 	orDefault(&opt.MaxErrors, 3)
 	orDefault(&opt.MaxIdle, 200)
 	orDefault(&opt.MaxReceived, 100)
-	orDefault(&opt.Limits, lineproto.Limits{Total: 1000, PerAddress: 64, PerNetwork: 256})
+	orDefault(&opt.Limits.Total, 1000)
+	orDefault(&opt.Limits.PerAddress, 64)
+	orDefault(&opt.Limits.PerNetwork, 256)
+	if opt.Limits.Large == nil {
+		opt.Limits.Large = FromPreset
+	}
 	orDefault(&opt.Deadlines, lineproto.Deadlines{Idle: 5 * time.Minute, Write: time.Minute, Session: 4 * time.Hour, MinRate: 1 << 10, RateGrace: time.Minute})
 	orDefault(&opt.TLSTime, 30*time.Second)
 	orDefault(&opt.Grace, 10*time.Second)

@@ -16,7 +16,13 @@ type Limits struct {
 	Total      int
 	PerAddress int
 	PerNetwork int // per IPv4 /24 and IPv6 /48
+	// Large says that an address belongs to a sender that is known to be large: it and its
+	// network may hold four times as many connections. Nil: none does.
+	Large func(netip.Addr) bool
 }
+
+// largeFactor is how much more a large sender may hold.
+const largeFactor = 4
 
 // counter counts open connections against Limits.
 type counter struct {
@@ -55,10 +61,14 @@ func (n *counter) acquire(a netip.Addr) (s *seat, refused string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	over := func(have, limit int) bool { return limit > 0 && have >= limit }
+	factor := 1
+	if n.limits.Large != nil && n.limits.Large(a) {
+		factor = largeFactor
+	}
 	switch {
-	case over(n.open[address], n.limits.PerAddress):
+	case over(n.open[address], factor*n.limits.PerAddress):
 		return nil, "connections from one address"
-	case over(n.open[network], n.limits.PerNetwork):
+	case over(n.open[network], factor*n.limits.PerNetwork):
 		return nil, "connections from one network"
 	case over(n.total, n.limits.Total) && !n.makeRoom():
 		return nil, "connections in total"

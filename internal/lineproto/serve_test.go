@@ -40,7 +40,12 @@ func TestLimitsAreCounted(t *testing.T) {
 	if n.total != 0 || len(n.open) != 0 {
 		t.Errorf("left over: %d, %v", n.total, n.open)
 	}
-	n.limits.Total = 0
+	n.limits.Total, n.limits.Large = 0, func(a netip.Addr) bool { return a == netip.MustParseAddr("198.51.100.1") }
+	for i := range 9 {
+		if _, refused := n.acquire(netip.MustParseAddr("198.51.100.1")); (refused == "connections from one address") != (i == 8) {
+			t.Errorf("connection %d of a large sender: %q", i, refused)
+		}
+	}
 	for range 2 {
 		n.acquire(netip.MustParseAddr("2001:db8:1:1::1"))
 	}
