@@ -23,7 +23,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "msgw_smtp_commit_seconds",
 			Help: "From the last octet of a message to its durable copy.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
 	}
-	for _, o := range []string{"accepted", "refused-recipient", "refused", "incomplete"} {
+	for _, o := range []string{"accepted", "refused-recipient", "restricted", "refused", "incomplete"} {
 		m.messages.WithLabelValues(o) // shown from the start, as 0
 	}
 	if r != nil {

@@ -132,7 +132,16 @@ func TestDocuments(t *testing.T) {
 	// Postfix sends a copy of what it delivers.
 	startPostfix(t)
 	for _, b := range boxes(t, "senders.md") {
-		if b.language == "sh" {
+		switch {
+		case b.language == "sh" && b.where == "restrict": // for another mailbox
+			site := machines["site1"]
+			other := field(t, site.sh(t, "msgw mailbox create"), `(mbx-[0-9a-f]{32})`)
+			out := site.sh(t, strings.ReplaceAll(b.text, exampleID, other))
+			for _, want := range []string{`allow +microsoft365,192\.0\.2\.0/24 +this mailbox`, `require-tls +yes +all`, `max-size +150 MiB +all`,
+				`client-name +mail\.protection\.outlook\.com +this mailbox`, `microsoft365 +40\.107\.0\.0/16`} {
+				field(t, out, "("+want+")")
+			}
+		case b.language == "sh":
 			outside.Output(t, "/bin/sh", "-euc", strings.ReplaceAll(b.text, exampleID, id))
 		}
 	}
