@@ -109,7 +109,7 @@ func (n *Node) restrictedTrouble() (trouble []string) {
 			delete(x.last, id)
 			continue
 		}
-		trouble = append(trouble, fmt.Sprintf("%s refuses mail, %d times since %s, the last at %s from %s: %s", id, r.times,
+		trouble = append(trouble, fmt.Sprintf("%s refuses mail (%d since %s), the last at %s from %s: %s", id, r.times,
 			r.first.Local().Format(time.DateTime), r.last.Local().Format(time.TimeOnly), r.peer, r.why))
 	}
 	slices.Sort(trouble)
