@@ -208,7 +208,7 @@ func TestChallengeEnds(t *testing.T) {
 		"NOERROR aa\nan " + name + " 0 TXT \"value\"\nan " + name + " 0 TXT \"static\"",
 		"NOERROR aa\nan " + name + " 300 TXT \"static\"",
 	} {
-		if m, _ := h.reply(question(name, "TXT")); text(m) != want {
+		if m, _ := h.reply(question(name, "TXT"), cookie{}); text(m) != want {
 			t.Errorf("%s\nwant\n%s", text(m), want)
 		}
 		delete(c, name)

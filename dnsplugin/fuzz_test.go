@@ -32,7 +32,8 @@ func FuzzQuery(f *testing.F) {
 	z := fullZone(f)
 	z.Hosts[1].Weight = 2
 	h := handler(f, Options{Source: sourceOf(z), Self: "gw1.gw.example.org.", NSID: "gw1",
-		Challenges: challenges{"_acme-challenge.gw1.gw.example.org.": {"v"}, "_acme-challenge.new.gw.example.org.": {"w"}}})
+		CookieSecrets: func() []CookieSecret { return []CookieSecret{{1}} },
+		Challenges:    challenges{"_acme-challenge.gw1.gw.example.org.": {"v"}, "_acme-challenge.new.gw.example.org.": {"w"}}})
 	for _, tc := range answers {
 		for _, q := range []*dns.Msg{askType(tc.name, tc.qtype), askType(tc.name, tc.qtype).SetEdns0(4096, true)} {
 			wire, err := q.Pack()
@@ -133,7 +134,7 @@ func FuzzRecords(f *testing.F) {
 		h := handler(t, Options{Source: sourceOf(z), Self: "gw1.gw.example.org."})
 		for _, qtype := range []string{"MX", "TXT", "DS", "ANY", "NS"} {
 			for _, n := range []string{name, z.Name} {
-				m, _ := h.reply(question(n, qtype))
+				m, _ := h.reply(question(n, qtype), cookie{})
 				if m.Rcode == dns.RcodeServerFailure {
 					t.Fatalf("%s %s: SERVFAIL", n, qtype)
 				}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,12 @@ type Options struct {
 	// DefaultMaxInFlight. What comes on top is dropped unanswered: resolvers ask
 	// another server, or again, while a queue would answer everyone too late.
 	MaxInFlight int
+	// CookieSecrets returns what DNS cookies are made and checked with (RFC 7873, RFC 9018):
+	// the first makes them, all check. It is called at each query and must not wait.
+	// Nil, or none: cookies are not answered.
+	CookieSecrets func() []CookieSecret
+	// Rate bounds the answers by UDP.
+	Rate Rate
 	// Registerer gets the metrics; nil: they are not exported.
 	Registerer prometheus.Registerer
 	Log        *slog.Logger // required
@@ -58,6 +65,9 @@ type Handler struct {
 	log        *slog.Logger
 	metrics    *metrics
 	inFlight   gate
+	secrets    func() []CookieSecret
+	limiter    *limiter     // nil: answers are not bounded
+	lastRate   atomic.Int64 // unix seconds of the last time that a bound was logged
 	random     *rand.Rand
 	current    atomic.Pointer[index]
 	lastPanic  atomic.Int64 // unix seconds of the last one that was logged
@@ -81,12 +91,19 @@ func New(o Options) (*Handler, error) {
 	if o.Self != "" {
 		o.Self = dns.CanonicalName(o.Self)
 	}
+	if o.Rate.PerSecond < 0 || o.Rate.Slip < 0 {
+		return nil, plugin.Error(pluginName, fmt.Errorf("rate of %d answers and slip of %d", o.Rate.PerSecond, o.Rate.Slip))
+	}
+	if o.CookieSecrets == nil {
+		o.CookieSecrets = func() []CookieSecret { return nil }
+	}
 	m, err := newMetrics(o.Registerer)
 	if err != nil {
 		return nil, plugin.Error(pluginName, err)
 	}
 	return &Handler{source: o.Source, challenges: o.Challenges, self: o.Self, nsid: hex.EncodeToString([]byte(o.NSID)),
-		next: o.Next, log: o.Log, metrics: m, inFlight: newGate(o.MaxInFlight), random: rand.New(process{})}, nil
+		next: o.Next, log: o.Log, metrics: m, inFlight: newGate(o.MaxInFlight), random: rand.New(process{}),
+		secrets: o.CookieSecrets, limiter: newLimiter(o.Rate)}, nil
 }
 
 // Name implements plugin.Handler.
@@ -122,13 +139,25 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	}
 	defer h.inFlight.leave()
 
-	m, outside := h.reply(r)
+	client, now := addrOf(w.RemoteAddr()), time.Now()
+	cookie := readCookie(r, client, h.secrets(), now)
+	m, outside := h.reply(r, cookie)
 	if outside && h.next != nil {
 		return plugin.NextOrFailure(pluginName, h.next, ctx, w, r)
 	}
-	size := clampSize(r)
+	size, udp := clampSize(r), true
 	if (&request.Request{W: w, Req: r}).Proto() == "tcp" {
-		size = dns.MaxMsgSize
+		size, udp = dns.MaxMsgSize, false
+	}
+	if udp && !cookie.valid {
+		switch h.limiter.account(client, kindOf(m), now) {
+		case rateDrop:
+			h.limited(client, now, "dropped")
+			return dns.RcodeSuccess, nil
+		case rateTruncate:
+			h.limited(client, now, "truncated")
+			m = truncated(m)
+		}
 	}
 	fit(m, size)
 	h.metrics.answered(m)
@@ -142,9 +171,17 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	return m.Rcode, nil
 }
 
+// limited notes an answer that was over the rate.
+func (h *Handler) limited(client netip.Addr, now time.Time, action string) {
+	h.metrics.limited.WithLabelValues(action).Inc()
+	if last := h.lastRate.Load(); now.Unix()-last >= 60 && h.lastRate.CompareAndSwap(last, now.Unix()) {
+		h.log.Warn("dns answers are dropped: more were asked for than a network gets", "client", client.String(), "rate", h.limiter.rate.PerSecond)
+	}
+}
+
 // reply makes the reply to r; outside says that r is about a name outside the zone.
 // A panic below is one query's SERVFAIL: the process takes mail too.
-func (h *Handler) reply(r *dns.Msg) (m *dns.Msg, outside bool) {
+func (h *Handler) reply(r *dns.Msg, c cookie) (m *dns.Msg, outside bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			m, outside = newReply(r), false
@@ -157,9 +194,11 @@ func (h *Handler) reply(r *dns.Msg) (m *dns.Msg, outside bool) {
 		}
 	}()
 	m = newReply(r)
-	m.Rcode = h.admit(r)
+	if m.Rcode = h.admit(r); c.malformed {
+		m.Rcode = dns.RcodeFormatError
+	}
 	if m.Rcode != dns.RcodeSuccess {
-		h.addOPT(m, r)
+		h.addOPT(m, r, c)
 		return m, false
 	}
 	switch ix := h.index(); {
@@ -170,7 +209,7 @@ func (h *Handler) reply(r *dns.Msg) (m *dns.Msg, outside bool) {
 	default:
 		h.resolve(ix, m)
 	}
-	h.addOPT(m, r)
+	h.addOPT(m, r, c)
 	return m, outside
 }
 

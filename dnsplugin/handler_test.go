@@ -187,7 +187,7 @@ func TestConcurrentAnswers(t *testing.T) {
 	h := handler(t, Options{Source: src, Self: "gw1.gw.example.org."})
 	want := map[string]string{}
 	for _, tc := range answers {
-		m, _ := h.reply(askType(tc.name, tc.qtype))
+		m, _ := h.reply(askType(tc.name, tc.qtype), cookie{})
 		want[tc.name+tc.qtype] = text(m)
 	}
 	var wg sync.WaitGroup

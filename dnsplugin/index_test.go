@@ -61,7 +61,7 @@ func TestFaults(t *testing.T) {
 		}
 		var said logBuffer
 		h := handler(t, Options{Source: sourceOf(z), Log: slog.New(slog.NewTextHandler(&said, nil))})
-		m, _ := h.reply(question("gw.example.org.", "MX"))
+		m, _ := h.reply(question("gw.example.org.", "MX"), cookie{})
 		if len(m.Answer) < 2 {
 			t.Errorf("%s: answer is\n%s", tc.want, text(m))
 		}
@@ -98,10 +98,10 @@ func TestManyFaults(t *testing.T) {
 	src := sourceOf(bad())
 	h := handler(t, Options{Source: src, Log: slog.New(slog.NewTextHandler(&said, nil))})
 	for _, z := range []*Zone{bad(), bad(), twoHosts(), bad()} {
-		h.reply(question("gw.example.org.", "MX"))
+		h.reply(question("gw.example.org.", "MX"), cookie{})
 		src.p.Store(z)
 	}
-	h.reply(question("gw.example.org.", "MX"))
+	h.reply(question("gw.example.org.", "MX"), cookie{})
 	if n := strings.Count(said.String(), "level=WARN"); n != 2 {
 		t.Errorf("%d warnings:\n%s", n, said.String())
 	}
@@ -121,7 +121,7 @@ func TestUnusableZones(t *testing.T) {
 		{&Zone{Name: "GW.example.org"}, "NOERROR aa\nns gw.example.org. 60 SOA gw.example.org. hostmaster.gw.example.org. 0 14400 3600 604800 60"},
 	} {
 		h := handler(t, Options{Source: sourceOf(tc.z)})
-		if m, _ := h.reply(question("gw.example.org.", "MX")); text(m) != tc.want {
+		if m, _ := h.reply(question("gw.example.org.", "MX"), cookie{}); text(m) != tc.want {
 			t.Errorf("%+v: %s", tc.z, text(m))
 		}
 		if h.Ready() == (tc.want == "SERVFAIL") {
@@ -135,9 +135,9 @@ func TestRecordsAreCopied(t *testing.T) {
 	t.Parallel()
 	z := fullZone(t)
 	h := handler(t, Options{Source: sourceOf(z)})
-	before, _ := h.reply(question("gw.example.org.", "TXT"))
+	before, _ := h.reply(question("gw.example.org.", "TXT"), cookie{})
 	z.Records[0].(*dns.TXT).Txt[0] = "changed"
-	after, _ := h.reply(question("gw.example.org.", "TXT"))
+	after, _ := h.reply(question("gw.example.org.", "TXT"), cookie{})
 	if text(before) != text(after) {
 		t.Errorf("%s\nbecame\n%s", text(before), text(after))
 	}

@@ -26,9 +26,9 @@ func clampSize(r *dns.Msg) int {
 }
 
 // addOPT ends a reply to a query with EDNS. The record is a new one: nothing the
-// client sent comes back but DO (RFC 3225 section 3), and NSID comes only if asked
-// for (RFC 5001 section 2.1).
-func (h *Handler) addOPT(m, r *dns.Msg) {
+// client sent comes back but DO (RFC 3225 section 3) and a cookie, and NSID comes only if
+// asked for (RFC 5001 section 2.1).
+func (h *Handler) addOPT(m, r *dns.Msg, c cookie) {
 	asked := r.IsEdns0()
 	if asked == nil {
 		return
@@ -40,6 +40,9 @@ func (h *Handler) addOPT(m, r *dns.Msg) {
 	}
 	if h.nsid != "" && slices.ContainsFunc(asked.Option, func(e dns.EDNS0) bool { return e.Option() == dns.EDNS0NSID }) {
 		o.Option = []dns.EDNS0{&dns.EDNS0_NSID{Code: dns.EDNS0NSID, Nsid: h.nsid}}
+	}
+	if c.reply != "" {
+		o.Option = append(o.Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: c.reply})
 	}
 	m.Extra = append(m.Extra, o)
 }

@@ -12,6 +12,7 @@ type metrics struct {
 	queries *prometheus.CounterVec
 	first   *prometheus.CounterVec
 	dropped *prometheus.CounterVec
+	limited *prometheus.CounterVec
 	panics  prometheus.Counter
 }
 
@@ -23,15 +24,19 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		queries: prometheus.NewCounterVec(opts("queries_total", "Queries answered, by type and response code."), []string{"type", "rcode"}),
 		first:   prometheus.NewCounterVec(opts("mx_first_total", "Drawn MX answers, by the host that comes first."), []string{"host"}),
 		dropped: prometheus.NewCounterVec(opts("dropped_total", "What was dropped unanswered, by the limit it was over."), []string{"limit"}),
+		limited: prometheus.NewCounterVec(opts("rate_limited_total", "Answers by UDP beyond the rate of a network, by what became of them."), []string{"action"}),
 		panics:  prometheus.NewCounter(opts("panics_total", "Queries answered SERVFAIL because the program failed.")),
 	}
 	for _, limit := range []string{"queries", "writes", "connections"} {
 		m.dropped.WithLabelValues(limit) // shown from the start, as 0
 	}
+	for _, action := range []string{"dropped", "truncated"} {
+		m.limited.WithLabelValues(action)
+	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.queries, m.first, m.dropped, m.panics} {
+	for _, c := range []prometheus.Collector{m.queries, m.first, m.dropped, m.limited, m.panics} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

@@ -58,9 +58,20 @@ func TestReadme(t *testing.T) {
 		t.Error("README.md does not say how the lab of the tour is started")
 	}
 
-	m := new(dns.Msg).SetQuestion(zone+".", dns.TypeMX) // some metrics begin with the first answer
-	if _, err := dns.Exchange(m, l.File().Nodes[0].DNS); err != nil {
-		t.Fatal(err)
+	// Some metrics begin with the first answer. A cookie that one site gave holds at the other.
+	cookie := "0123456789abcdef"
+	for i, n := range l.File().Nodes {
+		m := new(dns.Msg).SetQuestion(zone+".", dns.TypeMX).SetEdns0(1232, false)
+		m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: cookie}}
+		r, err := dns.Exchange(m, n.DNS)
+		if err != nil || r.IsEdns0() == nil || len(r.IsEdns0().Option) != 1 {
+			t.Fatalf("%v, %v", r, err)
+		}
+		got := r.IsEdns0().Option[0].(*dns.EDNS0_COOKIE).Cookie
+		if i == 0 && len(got) != 48 || i == 1 && got != cookie {
+			t.Errorf("%s answers the cookie %s with %s", n.Name, cookie, got)
+		}
+		cookie = got
 	}
 	res, err := http.Get("http://" + l.File().Nodes[0].Metrics + "/metrics")
 	if err != nil {

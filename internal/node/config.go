@@ -13,6 +13,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"msgw/dnsplugin"
 	"msgw/raftstore"
 )
 
@@ -24,6 +25,7 @@ type Config struct {
 	Resolver string `toml:"resolver"` // host:port for lookups of its own; empty: the system's
 	Listen   Listen `toml:"listen"`
 	Public   Public `toml:"public"`
+	DNS      DNS    `toml:"dns"`
 	Log      Log    `toml:"log"`
 }
 
@@ -46,6 +48,13 @@ type Public struct {
 	Peer     string   `toml:"peer"` // host:port of the peer port; empty: as listened on
 	SMTPPort int      `toml:"smtp_port"`
 	DNSPort  int      `toml:"dns_port"`
+}
+
+// DNS says how many answers a network gets by UDP in a second; see dnsplugin.Rate.
+type DNS struct {
+	Rate   int      `toml:"rate"`   // 0: not bounded
+	Slip   int      `toml:"slip"`   // one of so many beyond that is truncated; 0: none
+	Exempt []string `toml:"exempt"` // networks that are not bounded
 }
 
 // Log says what is logged and how.
@@ -74,6 +83,7 @@ func LoadConfig(path string) (*Config, error) {
 		State:  DefaultState,
 		Listen: Listen{SMTP: "0.0.0.0:25", POP3: "0.0.0.0:110", POP3S: "0.0.0.0:995", DNS: "0.0.0.0:53", Peer: "0.0.0.0:8451"},
 		Public: Public{SMTPPort: 25, DNSPort: 53},
+		DNS:    DNS{Rate: 200, Slip: 2},
 		Log:    Log{Level: "info", Format: "text"},
 	}
 	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
@@ -144,6 +154,14 @@ func (c *Config) check() error {
 			return fmt.Errorf("%s: %d, expected a port number", key, p)
 		}
 	}
+	for key, n := range map[string]int{"dns.rate": c.DNS.Rate, "dns.slip": c.DNS.Slip} {
+		if n < 0 || n > 1_000_000 {
+			return fmt.Errorf("%s: %d, expected 0 to 1000000", key, n)
+		}
+	}
+	if _, err := c.DNS.rate(); err != nil {
+		return err
+	}
 	if c.Public.Host != "" {
 		if err := CheckHostName(c.Public.Host); err != nil {
 			return fmt.Errorf("public.host: %w", err)
@@ -155,6 +173,19 @@ func (c *Config) check() error {
 		}
 	}
 	return nil
+}
+
+// rate is what the file says for the DNS server.
+func (d DNS) rate() (dnsplugin.Rate, error) {
+	r := dnsplugin.Rate{PerSecond: d.Rate, Slip: d.Slip}
+	for _, s := range d.Exempt {
+		p, err := netip.ParsePrefix(s)
+		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+			return r, fmt.Errorf("dns.exempt: %q, expected a network, as in 192.0.2.0/24", s)
+		}
+		r.Exempt = append(r.Exempt, p)
+	}
+	return r, nil
 }
 
 // Level returns the log level.

@@ -132,7 +132,12 @@ func (s *snapshot) sample() []dnsplugin.Exchange {
 
 // listenDNS makes the DNS server and binds its port.
 func (n *Node) listenDNS(ctx context.Context) (*dnsplugin.Server, error) {
-	h, err := dnsplugin.New(dnsplugin.Options{Source: n.zone, Challenges: n.certs, NSID: n.id.Name,
+	rate, err := n.cfg.DNS.rate()
+	if err != nil {
+		return nil, operatorError(err, "")
+	}
+	cookies := &cookieSecrets{n: n}
+	h, err := dnsplugin.New(dnsplugin.Options{Source: n.zone, Challenges: n.certs, NSID: n.id.Name, CookieSecrets: cookies.get, Rate: rate,
 		Self: dns.Fqdn(n.host()), Registerer: n.metrics, Log: n.log})
 	if err != nil {
 		return nil, err
