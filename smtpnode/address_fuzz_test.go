@@ -38,7 +38,7 @@ func FuzzPath(f *testing.F) {
 		if !balanced(address) {
 			t.Fatalf("%q has a quote too many", address)
 		}
-		if !strings.HasSuffix(strings.TrimRight(strings.TrimSuffix(s, rest), " "), address+">") {
+		if !strings.HasSuffix(strings.TrimRight(strings.TrimSuffix(strings.TrimRight(s, " "), rest), " "), address+">") {
 			t.Fatalf("%q is accepted as %q, and then %q", s, address, rest)
 		}
 		if again, rest, err := parsePath("<" + address + ">"); again != address || rest != "" || err != nil {
