@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/emersion/go-smtp"
@@ -44,7 +45,7 @@ scan:
 		return "", "", bad("address without a closing bracket")
 	}
 	address, rest = s[1:end], s[end+1:]
-	if strings.ContainsFunc(address, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+	if strings.ContainsFunc(address, unicode.IsControl) {
 		return "", "", bad("control character in the address")
 	}
 	if rest != "" && rest[0] != ' ' {

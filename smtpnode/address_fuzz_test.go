@@ -15,7 +15,7 @@ func FuzzPath(f *testing.F) {
 	for _, s := range []string{
 		"<>", "<a@b>", "<a@b> SIZE=1 BODY=8BITMIME SMTPUTF8", `<"a b@c> \"d\""@e>`, "<@a,@b:c@d>", "<postmaster>", "<a@[IPv6:::1]>",
 		`<"a"b"c"@d>`, `<"a"@"b"@c>`, "<a\rb@c>", "<\"\\\x00\"@c>", "<\xff@b>", "<\xc3\xb6@\xc3\xa4>", "<a@b>\tSIZE=1", "<a@b> SIZE=1\rBODY=7BIT",
-		"<a@b> SIZE=9223372036854775808", "<a@b> size=+1", "<a@b> \xc5\xbfIZE=1", "<@\xff:a@b>", "<@\"x:\"y@z>", "<@:a>", "<\">\"@b>", `<"a\">`, "<\u0085@b> SMTPUTF8=",
+		"<a@b> SIZE=9223372036854775808", "<a@b> size=+1", "<a@b> \xc5\xbfIZE=1", "<@\xff:a@b>", "<@\"x:\"y@z>", "<@:a>", "<\">\"@b>", `<"a\">`, "<\u0085@b> SMTPUTF8=", "<a\u009f@b> SMTPUTF8", "<\"\u0080\"@b>", "<@a\u0085:b@c>",
 	} {
 		f.Add(s)
 	}
@@ -32,7 +32,7 @@ func FuzzPath(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !utf8.ValidString(address) || strings.ContainsFunc(address, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		if !utf8.ValidString(address) || strings.ContainsFunc(address, func(r rune) bool { return r < 0x20 || 0x7f <= r && r < 0xa0 }) {
 			t.Fatalf("%q is accepted as %q", s, address)
 		}
 		if !balanced(address) {

@@ -185,6 +185,7 @@ const (
 
 var (
 	pathSyntax   = regexp.MustCompile(`(?s)^<(?:` + sourceRoute + `)?((?:(?:` + quotedLocal + `|` + atomLocal + `)(?:@` + domainPart + `)?)?)>( .*)?$`)
+	c1Controls   = regexp.MustCompile(`\x{c2}[\x{80}-\x{9f}]`) // as UTF-8
 	sizeSyntax   = regexp.MustCompile(`^[0-9]+$`)
 	bodySyntax   = regexp.MustCompile(`^(7BIT|8BITMIME|BINARYMIME)$`)
 	asciiSyntax  = regexp.MustCompile(`^[\x00-\x7f]*$`)
@@ -201,6 +202,9 @@ func path(arg, before string) (address string, parameters []string, ok bool) {
 		return "", nil, false
 	}
 	address = octetsOf(f[1])
+	if c1Controls.MatchString(f[1]) {
+		return "", nil, false
+	}
 	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address {
 		return "", nil, false
 	}
