@@ -57,7 +57,7 @@ func (m *reference) run() {
 		}
 		line = chomp(line)
 		verb, arg := m.words(line)
-		if m.first && regexp.MustCompile(`^(GET|POST|PUT|CONNECT|OPTIONS)$`).MatchString(verb) || m.first && bytes.HasPrefix(line, []byte("\x16\x03")) {
+		if m.first && browsing.MatchString(verb) || m.first && bytes.HasPrefix(line, []byte("\x16\x03")) {
 			return
 		}
 		m.first = false
@@ -123,7 +123,7 @@ func (m *reference) reset() {
 func (m *reference) command(verb, arg string) {
 	switch verb {
 	case "EHLO", "HELO":
-		if !regexp.MustCompile(`(?s)^[^\x00-\x20\x7f]{1,255}( |$)`).MatchString(latin1(arg)) {
+		if !clientName.MatchString(latin1(arg)) {
 			m.refuse("501 5.5.4")
 			return
 		}
@@ -186,6 +186,9 @@ const (
 var (
 	pathSyntax   = regexp.MustCompile(`(?s)^<(?:` + sourceRoute + `)?((?:(?:` + quotedLocal + `|` + atomLocal + `)(?:@` + domainPart + `)?)?)>( .*)?$`)
 	c1Controls   = regexp.MustCompile(`\x{c2}[\x{80}-\x{9f}]`) // as UTF-8
+	browsing     = regexp.MustCompile(`^(GET|POST|PUT|CONNECT|OPTIONS)$`)
+	clientName   = regexp.MustCompile(`(?s)^[^\x00-\x20\x7f]{1,255}( |$)`)
+	chunkSyntax  = regexp.MustCompile(`^([0-9]+)(?: +([A-Za-z]+))?$`)
 	sizeSyntax   = regexp.MustCompile(`^[0-9]+$`)
 	bodySyntax   = regexp.MustCompile(`^(7BIT|8BITMIME|BINARYMIME)$`)
 	asciiSyntax  = regexp.MustCompile(`^[\x00-\x7f]*$`)
@@ -442,7 +445,7 @@ func dots(wire []byte) (msg, rest []byte, whole bool) {
 
 // chunk reads "size [LAST]".
 func chunk(arg string) (size string, last, ok bool) {
-	f := regexp.MustCompile(`^([0-9]+)(?: +([A-Za-z]+))?$`).FindStringSubmatch(arg)
+	f := chunkSyntax.FindStringSubmatch(arg)
 	if f == nil || f[2] != "" && asciiUpper(f[2]) != "LAST" || larger(f[1], 1<<62-1) {
 		return "", false, false
 	}
