@@ -36,6 +36,16 @@ type referenceLimits struct {
 	tls                            bool
 }
 
+var (
+	browsing     = regexp.MustCompile(`^(GET|POST|PUT|CONNECT|OPTIONS)$`)
+	clientName   = regexp.MustCompile(`(?s)^[^\x00-\x20\x7f]{1,255}( |$)`)
+	chunkSyntax  = regexp.MustCompile(`^([0-9]+)(?: +([A-Za-z]+))?$`)
+	sizeSyntax   = regexp.MustCompile(`^[0-9]+$`)
+	bodySyntax   = regexp.MustCompile(`^(7BIT|8BITMIME|BINARYMIME)$`)
+	asciiSyntax  = regexp.MustCompile(`^[\x00-\x7f]*$`)
+	binarySyntax = regexp.MustCompile(`^BODY=BINARYMIME$`)
+)
+
 // letter is a message with its envelope.
 type letter struct{ from, to, data string }
 
@@ -165,67 +175,6 @@ func (m *reference) command(verb, arg string) {
 	default:
 		m.refuse("500 5.5.2")
 	}
-}
-
-// latin1 makes each octet a rune of its own, so that expressions see octets.
-func latin1(s string) string {
-	r := make([]rune, len(s))
-	for i := range len(s) {
-		r[i] = rune(s[i])
-	}
-	return string(r)
-}
-
-const (
-	quotedLocal = `"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"`
-	atomLocal   = `[^\x00-\x20"(),:;<>@\[\\\]\x7f]+`
-	domainPart  = `[^\x00-\x20"(),;<>@\\\x7f]+`
-	sourceRoute = `@[^\x00-\x20"();<>:\\\x7f-\x{ff}]*:`
-)
-
-var (
-	pathSyntax   = regexp.MustCompile(`(?s)^<(?:` + sourceRoute + `)?((?:(?:` + quotedLocal + `|` + atomLocal + `)(?:@` + domainPart + `)?)?)>( .*)?$`)
-	c1Controls   = regexp.MustCompile(`\x{c2}[\x{80}-\x{9f}]`) // as UTF-8
-	browsing     = regexp.MustCompile(`^(GET|POST|PUT|CONNECT|OPTIONS)$`)
-	clientName   = regexp.MustCompile(`(?s)^[^\x00-\x20\x7f]{1,255}( |$)`)
-	chunkSyntax  = regexp.MustCompile(`^([0-9]+)(?: +([A-Za-z]+))?$`)
-	sizeSyntax   = regexp.MustCompile(`^[0-9]+$`)
-	bodySyntax   = regexp.MustCompile(`^(7BIT|8BITMIME|BINARYMIME)$`)
-	asciiSyntax  = regexp.MustCompile(`^[\x00-\x7f]*$`)
-	binarySyntax = regexp.MustCompile(`^BODY=BINARYMIME$`)
-)
-
-// path reads "FROM:<address> parameters".
-func path(arg, before string) (address string, parameters []string, ok bool) {
-	if len(arg) < len(before) || asciiUpper(arg[:len(before)]) != before {
-		return "", nil, false
-	}
-	f := pathSyntax.FindStringSubmatch(latin1(strings.TrimLeft(arg[len(before):], " ")))
-	if f == nil {
-		return "", nil, false
-	}
-	address = octetsOf(f[1])
-	if c1Controls.MatchString(f[1]) {
-		return "", nil, false
-	}
-	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address {
-		return "", nil, false
-	}
-	for _, p := range strings.Split(octetsOf(f[2]), " ") {
-		if p != "" {
-			parameters = append(parameters, p)
-		}
-	}
-	return address, parameters, true
-}
-
-// octetsOf undoes latin1.
-func octetsOf(s string) string {
-	var b []byte
-	for _, r := range s {
-		b = append(b, byte(r))
-	}
-	return string(b)
 }
 
 // larger says whether digits are a number above n.
