@@ -36,6 +36,16 @@ type referenceLimits struct {
 	tls                            bool
 }
 
+var (
+	browsing     = regexp.MustCompile(`^(GET|POST|PUT|CONNECT|OPTIONS)$`)
+	clientName   = regexp.MustCompile(`(?s)^[^\x00-\x20\x7f]{1,255}( |$)`)
+	chunkSyntax  = regexp.MustCompile(`^([0-9]+)(?: +([A-Za-z]+))?$`)
+	sizeSyntax   = regexp.MustCompile(`^[0-9]+$`)
+	bodySyntax   = regexp.MustCompile(`^(7BIT|8BITMIME|BINARYMIME)$`)
+	asciiSyntax  = regexp.MustCompile(`^[\x00-\x7f]*$`)
+	binarySyntax = regexp.MustCompile(`^BODY=BINARYMIME$`)
+)
+
 // letter is a message with its envelope.
 type letter struct{ from, to, data string }
 
@@ -57,7 +67,7 @@ func (m *reference) run() {
 		}
 		line = chomp(line)
 		verb, arg := m.words(line)
-		if m.first && regexp.MustCompile(`^(GET|POST|PUT|CONNECT|OPTIONS)$`).MatchString(verb) || m.first && bytes.HasPrefix(line, []byte("\x16\x03")) {
+		if m.first && browsing.MatchString(verb) || m.first && bytes.HasPrefix(line, []byte("\x16\x03")) {
 			return
 		}
 		m.first = false
@@ -124,7 +134,7 @@ func (m *reference) reset() {
 func (m *reference) command(verb, arg string) {
 	switch verb {
 	case "EHLO", "HELO":
-		if !regexp.MustCompile(`(?s)^[^\x00-\x20\x7f]{1,255}( |$)`).MatchString(latin1(arg)) {
+		if !clientName.MatchString(latin1(arg)) {
 			m.refuse("501 5.5.4")
 			return
 		}
@@ -166,63 +176,6 @@ func (m *reference) command(verb, arg string) {
 	default:
 		m.refuse("500 5.5.2")
 	}
-}
-
-// latin1 makes each octet a rune of its own, so that expressions see octets.
-func latin1(s string) string {
-	r := make([]rune, len(s))
-	for i := range len(s) {
-		r[i] = rune(s[i])
-	}
-	return string(r)
-}
-
-const (
-	quotedLocal = `"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"`
-	atomLocal   = `[^\x00-\x20"(),:;<>@\[\\\]\x7f]+`
-	domainPart  = `[^\x00-\x20"(),;<>@\\\x7f]+`
-	sourceRoute = `@[^\x00-\x20"();<>:\\\x7f-\x{ff}]*:`
-)
-
-var (
-	pathSyntax   = regexp.MustCompile(`(?s)^<(?:` + sourceRoute + `)?((?:(?:` + quotedLocal + `|` + atomLocal + `)(?:@` + domainPart + `)?)?)>( .*)?$`)
-	sizeSyntax   = regexp.MustCompile(`^[0-9]+$`)
-	bodySyntax   = regexp.MustCompile(`^(7BIT|8BITMIME|BINARYMIME)$`)
-	asciiSyntax  = regexp.MustCompile(`^[\x00-\x7f]*$`)
-	binarySyntax = regexp.MustCompile(`^BODY=BINARYMIME$`)
-)
-
-// path reads "FROM:<address> parameters".
-// c1 are the control characters that UTF-8 has beside those of ASCII.
-var c1 = regexp.MustCompile(`[\x{80}-\x{9f}]`)
-
-func path(arg, before string) (address string, parameters []string, ok bool) {
-	if len(arg) < len(before) || asciiUpper(arg[:len(before)]) != before {
-		return "", nil, false
-	}
-	f := pathSyntax.FindStringSubmatch(latin1(strings.TrimLeft(arg[len(before):], " ")))
-	if f == nil {
-		return "", nil, false
-	}
-	address = octetsOf(f[1])
-	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address || c1.MatchString(address) {
-		return "", nil, false
-	}
-	for _, p := range strings.Split(octetsOf(f[2]), " ") {
-		if p != "" {
-			parameters = append(parameters, p)
-		}
-	}
-	return address, parameters, true
-}
-
-// octetsOf undoes latin1.
-func octetsOf(s string) string {
-	var b []byte
-	for _, r := range s {
-		b = append(b, byte(r))
-	}
-	return string(b)
 }
 
 // larger says whether digits are a number above n.
@@ -442,7 +395,7 @@ func dots(wire []byte) (msg, rest []byte, whole bool) {
 
 // chunk reads "size [LAST]".
 func chunk(arg string) (size string, last, ok bool) {
-	f := regexp.MustCompile(`^([0-9]+)(?: +([A-Za-z]+))?$`).FindStringSubmatch(arg)
+	f := chunkSyntax.FindStringSubmatch(arg)
 	if f == nil || f[2] != "" && asciiUpper(f[2]) != "LAST" || larger(f[1], 1<<62-1) {
 		return "", false, false
 	}
