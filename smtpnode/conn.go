@@ -2,6 +2,7 @@ package smtpnode
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -110,7 +111,21 @@ const closeTime = 2 * time.Second
 func (c *conn) setConn(nc net.Conn) {
 	c.wire = nc
 	c.bw = bufio.NewWriterSize(nc, 4<<10)
-	c.br = bufio.NewReaderSize(&answering{nc, c.bw}, 64<<10)
+	c.br = bufio.NewReaderSize(&answering{nc, c.bw}, narrow)
+}
+
+// What is read through: commands, of which the longest line is maxLine; and messages.
+const narrow, wide = 4 << 10, 64 << 10
+
+// widen gives the connection the buffer for a message, once there is somebody to take
+// one. Whoever only connects costs little.
+func (c *conn) widen() {
+	if c.rcpts == 0 || c.br.Size() >= wide {
+		return
+	}
+	early, _ := c.br.Peek(c.br.Buffered())
+	early = bytes.Clone(early) // all of it goes to the new buffer with the first read
+	c.br = bufio.NewReaderSize(&answering{io.MultiReader(bytes.NewReader(early), c.wire), c.bw}, wide)
 }
 
 // answering sends the replies that wait before it waits for the peer. Replies to
@@ -233,8 +248,10 @@ func (c *conn) command(verb, arg string) (quit bool) {
 	case "RCPT":
 		c.rcptCommand(arg)
 	case "DATA":
+		c.widen()
 		c.dataCommand(arg)
 	case "BDAT":
+		c.widen()
 		c.bdatCommand(arg)
 	case "RSET":
 		c.reset()
