@@ -84,7 +84,7 @@ func TestStrangersMakeRoom(t *testing.T) {
 // for it measures memory.
 func TestMemoryOfIdleConnections(t *testing.T) {
 	const connections, most = 200, 24 << 10 // octets for each, those of the test's own end included
-	r := start(t, func(o *Options) { o.Limits = lineproto.Limits{Total: 1000} })
+	r := start(t, func(o *Options) { o.Limits = lineproto.Limits{Total: 1000, PerAddress: 1000, PerNetwork: 1000} })
 	heap := func() int64 {
 		runtime.GC()
 		var m runtime.MemStats
