@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -86,22 +87,23 @@ func (d *maildrops) Login(ctx context.Context, user, password string) (pop3d.Mai
 		return nil, fmt.Errorf("%w: %w", pop3d.ErrTemporary, err)
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.open[id] {
+	inUse := d.open[id]
+	d.open[id] = true
+	d.mu.Unlock() // listing may take a while, and others log in meanwhile
+	if inUse {
 		return nil, pop3d.ErrInUse
 	}
-	d.open[id] = true
-	drop := &maildrop{drops: d, mailbox: id, ids: ids}
 	if !d.n.shipper.Listable() {
 		d.n.log.Info("own messages are not listed yet: the other site may have handed some of them over", "mailbox", id)
 	}
-	for _, w := range d.n.site().List(id) {
-		// What an older password locked away stays waiting, unlisted.
-		if seal.Unlockable(m.Keys, w.Key) {
-			drop.mail = append(drop.mail, w)
-		}
-	}
-	return drop, nil
+	return d.list(id, m.Keys, ids), nil
+}
+
+// list lists the messages of a mailbox that ids open. What an older password locked
+// away stays waiting, unlisted.
+func (d *maildrops) list(mailbox string, keys []seal.Key, ids []seal.Identity) *maildrop {
+	mail := slices.DeleteFunc(d.n.site().List(mailbox), func(m shadow.Mail) bool { return !seal.Unlockable(keys, m.Key) })
+	return &maildrop{drops: d, mailbox: mailbox, ids: ids, mail: mail}
 }
 
 func (n *Node) site() shadow.Site { return shadow.Site{Shipper: n.shipper, Holder: n.holder} }
