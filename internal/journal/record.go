@@ -24,7 +24,14 @@ func NewID() ID {
 
 // String returns the GUID form, 8-4-4-4-12 hex digits.
 func (id ID) String() string {
-	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+	b := make([]byte, 0, 36)
+	for i := range id {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, id[i:i+1])
+	}
+	return string(b)
 }
 
 // ParseID reads what String writes.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -91,22 +92,26 @@ func (d *maildrops) Login(ctx context.Context, user, password string) (pop3d.Mai
 		return nil, fmt.Errorf("%w: %w", pop3d.ErrTemporary, err)
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.open[id] {
+	inUse := d.open[id]
+	d.open[id] = true
+	d.mu.Unlock() // listing may take a while, and others log in meanwhile
+	if inUse {
 		return nil, pop3d.ErrInUse
 	}
-	d.open[id] = true
-	drop := &maildrop{drops: d, mailbox: id, ids: ids, failed: map[int]bool{}}
 	if !d.n.shipper.Listable() {
 		d.n.log.Info("own messages are not listed yet: the other site may have handed some of them over", "mailbox", id)
 	}
-	for _, w := range d.n.site().List(id) {
-		// What an older password locked away, or cannot be read, stays waiting, unlisted.
-		if _, quarantined := d.n.quarantine.holds(w.ID); !quarantined && seal.Unlockable(m.Keys, w.Key) {
-			drop.mail = append(drop.mail, w)
-		}
-	}
-	return drop, nil
+	return d.list(id, m.Keys, ids), nil
+}
+
+// list lists the messages of a mailbox that ids open. What an older password locked
+// away, or cannot be read, stays waiting, unlisted.
+func (d *maildrops) list(mailbox string, keys []seal.Key, ids []seal.Identity) *maildrop {
+	mail := slices.DeleteFunc(d.n.site().List(mailbox), func(m shadow.Mail) bool {
+		_, quarantined := d.n.quarantine.holds(m.ID)
+		return quarantined || !seal.Unlockable(keys, m.Key)
+	})
+	return &maildrop{drops: d, mailbox: mailbox, ids: ids, mail: mail, failed: map[int]bool{}}
 }
 
 func (n *Node) site() shadow.Site { return shadow.Site{Shipper: n.shipper, Holder: n.holder} }
@@ -117,7 +122,9 @@ type maildrop struct {
 	mailbox string
 	ids     []seal.Identity
 	mail    []shadow.Mail
-	failed  map[int]bool // messages that could not be read, by index in mail
+
+	mu     sync.Mutex
+	failed map[int]bool // messages that could not be read, by index in mail
 }
 
 func (d *maildrop) Messages() []pop3d.Message {
@@ -156,10 +163,16 @@ func (d *maildrop) Open(ctx context.Context, i int) (io.ReadCloser, error) {
 func (d *maildrop) unread(ctx context.Context, i int, err error) {
 	m := d.mail[i]
 	d.drops.n.log.Error("waiting message cannot be read", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
-	if d.failed[i] || !unreadable(err) {
+	if !unreadable(err) {
 		return
 	}
+	d.mu.Lock()
+	known := d.failed[i]
 	d.failed[i] = true
+	d.mu.Unlock()
+	if known {
+		return
+	}
 	if damage := m.From.Check(ctx, m.ID); errors.Is(damage, journal.ErrDamaged) {
 		err = damage
 	}

@@ -66,7 +66,10 @@ type session struct {
 	deleted []bool // by index in list
 	marked  int    // how many of deleted are set
 	left    int64  // octets of those that are not
-	chunk   []byte
+
+	spare    []byte // of two buffers of a chunk, the one that is not in use
+	ahead    *ahead // the message that is read ahead, or nil
+	expected int    // the message that follows the last one retrieved
 
 	retrieved, removed int
 	octets             int64
@@ -279,6 +282,7 @@ func (s *session) capa() {
 // finish lets go of the maildrop and of the connection, and logs the session.
 func (s *session) finish(err error) {
 	if s.drop != nil {
+		s.takeAhead(none)
 		// Before the answer to QUIT is flushed: who comes back at once finds it unlocked.
 		s.drop.Close()
 	}
