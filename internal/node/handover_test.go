@@ -70,6 +70,9 @@ func newOneDrop(t testing.TB, n, size int) *oneDrop {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if node.quarantine, err = openQuarantine(dir, node.log); err != nil {
+		t.Fatal(err)
+	}
 	message := []byte(strings.Repeat(strings.Repeat("0123456789", 7)+"\r\n", size/72+1))[:size]
 	copy(message[size-2:], "\r\n")
 	var recipients seal.Recipients
