@@ -271,5 +271,12 @@ func parseCopiedHeader(b []byte) (ids []ID, times []time.Time, err error) {
 // message's plaintext. It binds the octets to the record: a message that was moved
 // under another id or mailbox is seen when it is opened.
 func TraceBinding(id ID, mailbox string) string {
-	return "X-Msgw-Id: " + id.String() + " " + mailbox + "\r\n"
+	return bindingField + id.String() + " " + mailbox + "\r\n"
+}
+
+const bindingField = "X-Msgw-Id: "
+
+// TraceBindingLen returns how many octets TraceBinding has for a mailbox.
+func TraceBindingLen(mailbox string) int {
+	return len(bindingField) + len("01234567-89ab-cdef-0123-456789abcdef") + len(" ") + len(mailbox) + len("\r\n")
 }

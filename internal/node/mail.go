@@ -144,7 +144,7 @@ func traceFields(m journal.Meta) int64 {
 	if m.Flags&journal.JournalReport != 0 {
 		return 0
 	}
-	return max(0, m.Trace-int64(len(journal.TraceBinding(m.ID, m.Mailbox)))-int64(len("\r\n")))
+	return max(0, m.Trace-int64(journal.TraceBindingLen(m.Mailbox)+len("\r\n")))
 }
 
 // Open unseals a message.
