@@ -28,6 +28,7 @@ type reference struct {
 	utf8, binary bool
 	trouble      string // a temporary refusal that later ones repeat
 	errors, idle int
+	named        int    // recipients, refused or not
 	pending      []byte // a line that is read again
 }
 
@@ -61,7 +62,12 @@ func (m *reference) run() {
 			return
 		}
 		m.first = false
-		if m.idle++; m.idle > m.limit.idle {
+		if verb == "RCPT" {
+			m.named++
+		} else {
+			m.idle++
+		}
+		if m.idle > m.limit.idle || m.named > m.limit.recipients+1000 {
 			m.say("421 4.7.0")
 			return
 		}
@@ -386,7 +392,7 @@ func (m *reference) result(msg []byte) {
 	default:
 		m.stored = append(m.stored, letter{m.from, strings.Join(m.to, " "), string(msg)})
 		m.say("250 2.0.0")
-		m.errors, m.idle = 0, 0
+		m.errors, m.idle, m.named = 0, 0, 0
 	}
 	m.reset()
 	if refusal != "" {

@@ -98,7 +98,7 @@ type Options struct {
 	MaxSize       int64 // octets of a message; default DefaultMaxSize
 	MaxRecipients int   // per message; default DefaultMaxRecipients
 	MaxErrors     int   // commands refused for good before 421; default 3
-	MaxIdle       int   // commands without an accepted message before 421; default 200
+	MaxIdle       int   // commands without an accepted message before 421, but for RCPT; default 200
 	MaxReceived   int   // Received fields in a message's header; default 100 (RFC 5321 section 6.3)
 	Limits        lineproto.Limits
 	Deadlines     lineproto.Deadlines
