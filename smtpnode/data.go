@@ -214,7 +214,7 @@ func (r *dataReader) drain() error {
 	}
 	r.err = nil
 	buf := make([]byte, 32<<10)
-	for spent := int64(0); spent < r.patience; {
+	for spent := int64(0); spent <= r.patience; { // one of patience octets ends as well
 		n, err := r.next(buf)
 		if err == io.EOF {
 			return nil

@@ -360,7 +360,7 @@ func (m *reference) data(arg string) {
 	if m.from != "early@x" {
 		read -= m.limit.size
 	}
-	if read >= m.limit.size && m.ends("552 5.3.4") { // beyond all bounds
+	if read > m.limit.size && m.ends("552 5.3.4") { // beyond all bounds
 		return
 	}
 	if !whole {
