@@ -23,7 +23,7 @@ func (c *conn) transferable() error {
 	return nil
 }
 
-// outOfOrder refuses a command that needs another before it: as that one was
+// outOfOrder refuses a command that does not fit the one before it: as that one was
 // refused, if it was refused for now.
 func (c *conn) outOfOrder(text string) error {
 	if c.trouble != nil {

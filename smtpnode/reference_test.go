@@ -240,8 +240,11 @@ func larger(digits string, n int) bool {
 
 func (m *reference) mailFrom(arg string) {
 	switch {
-	case !m.helo, m.mail:
+	case !m.helo:
 		m.refuse("503 5.5.1")
+		return
+	case m.mail:
+		m.refuse(m.outOfOrder())
 		return
 	}
 	from, parameters, ok := path(arg, "FROM:")
@@ -291,7 +294,7 @@ func (m *reference) mailFrom(arg string) {
 	m.say("250 2.1.0")
 }
 
-// outOfOrder is the refusal of a command that needs another before it.
+// outOfOrder is the refusal of a command that does not fit the one before it.
 func (m *reference) outOfOrder() string {
 	if m.trouble != "" {
 		return m.trouble
