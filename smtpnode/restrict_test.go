@@ -174,6 +174,9 @@ func TestReceivedLoop(t *testing.T) {
 	c.dialog("C: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354")
 	c.send(strings.Repeat(field, 100) + "\r\n" + field + "\r\n.\r\n")
 	c.expect("250")
+	c.dialog("C: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354")
+	c.send(strings.Repeat(field, 101) + ".\r\n") // nothing but a header
+	c.expect("554 5.4.6")
 }
 
 func TestOriginal(t *testing.T) {

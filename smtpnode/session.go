@@ -185,6 +185,10 @@ func (s *session) Data(r io.Reader) error {
 	}
 	dots, _ := r.(interface{ ambiguous() bool })
 	ambiguous := dots != nil && dots.ambiguous()
+	flags := count.result()
+	if ambiguous {
+		flags |= journal.AmbiguousDot
+	}
 	switch {
 	case ambiguous && rejectDots:
 		return s.refused("receive", errDots)
@@ -197,10 +201,7 @@ func (s *session) Data(r io.Reader) error {
 		if err := d.plain.Close(); err != nil {
 			return s.refused("seal", err)
 		}
-		d.meta.Octets, d.meta.BareLFs, d.meta.Flags = count.total, count.bareLFs, count.result()
-		if ambiguous {
-			d.meta.Flags |= journal.AmbiguousDot
-		}
+		d.meta.Octets, d.meta.BareLFs, d.meta.Flags = count.total, count.bareLFs, flags
 		msgs[i] = Message{d.meta, d.body}
 		strict = strict || d.to.mailbox.Strict || s.srv.opt.Mailboxes.Strict(d.to.mailbox.ID) // the strictest governs all of them
 	}
