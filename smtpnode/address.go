@@ -18,6 +18,11 @@ func bad(format string, args ...any) error {
 	return &smtp.SMTPError{Code: 501, EnhancedCode: smtp.EnhancedCode{5, 5, 4}, Message: fmt.Sprintf(format, args...)}
 }
 
+// maxAddress is the longest address. RFC 5321 section 4.5.3.1 asks for 256 octets, a
+// sub-address for 360 more, and the field of a header that names it may have 998 (RFC 5322
+// section 2.1.1).
+const maxAddress = 900
+
 // parsePath reads "<path>" and what stands behind it (RFC 5321 section 4.1.2).
 // The address is returned as it was written: quotes are kept. A source route is
 // dropped (appendix C).
@@ -61,6 +66,9 @@ scan:
 			return "", "", bad("not a valid address")
 		}
 		address = after
+	}
+	if len(address) > maxAddress {
+		return "", "", bad("address longer than %d octets", maxAddress)
 	}
 	if !utf8.ValidString(address) {
 		return "", "", bad("address is not valid UTF-8")
@@ -119,6 +127,18 @@ func Original(address string) string {
 		return sub[:i] + "@" + sub[i+1:]
 	}
 	return address
+}
+
+// hostName writes what a client calls itself. It may be anything printable; in a header
+// field it must be neither a comment, nor quotes, nor octets that are no ASCII.
+func hostName(helo string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune("-._:[]", r):
+			return r
+		}
+		return '?'
+	}, helo)
 }
 
 // literal writes an address as in RFC 5321 section 4.1.3.

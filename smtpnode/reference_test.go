@@ -211,7 +211,7 @@ func path(arg, before string) (address string, parameters []string, ok bool) {
 		return "", nil, false
 	}
 	address = octetsOf(f[1])
-	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address || c1.MatchString(address) {
+	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address || c1.MatchString(address) || len(address) > 900 {
 		return "", nil, false
 	}
 	for _, p := range strings.Split(octetsOf(f[2]), " ") {

@@ -219,6 +219,10 @@ func TestTraceFields(t *testing.T) {
 	if !strings.HasSuffix(two[0], "\r\nX-Envelope-To: <mbx-2@z>\r\nX-Envelope-To: <eve@example.com>\r\n\r\n") || strings.Contains(two[0], "bob") || strings.Contains(two[0], "\tfor") {
 		t.Errorf("trace of mbx-2: %q", two[0])
 	}
+	c.dialog("C: EHLO a(\\b\xff\u0085\";<ä@c-1_.example\nS: 250-\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354\nC: hello\nC: .\nS: 250")
+	if one, _ = r.plaintext("mbx-1", 1); !strings.Contains(one[0], "\r\nReceived: from a??b???????c-1_.example ([127.0.0.1])\r\n") {
+		t.Errorf("a name of any octets: %q", one[0])
+	}
 	if got := literal(netip.MustParseAddr("2001:db8::1")); got != "[IPv6:2001:db8::1]" {
 		t.Error(got)
 	}

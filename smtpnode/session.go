@@ -283,7 +283,7 @@ func (s *session) trace(id journal.ID, to recipient, now time.Time) string {
 	if len(to.addresses) == 1 {
 		forOne = fmt.Sprintf("\r\n\tfor <%s>", to.addresses[0])
 	}
-	fmt.Fprintf(&b, "Received: from %s (%s)\r\n\tby %s with %s id %s%s;\r\n\t%s\r\n", s.conn.helo, literal(s.conn.peer.Addr()),
+	fmt.Fprintf(&b, "Received: from %s (%s)\r\n\tby %s with %s id %s%s;\r\n\t%s\r\n", hostName(s.conn.helo), literal(s.conn.peer.Addr()),
 		s.srv.opt.Host, with, id, forOne, now.Format(time.RFC1123Z))
 	fmt.Fprintf(&b, "X-Envelope-From: <%s>\r\n", s.from)
 	for _, a := range to.addresses {
