@@ -121,12 +121,44 @@ func splitAddress(a string) (local, domain string) {
 // mbx-...+user=domain@zone of a mailbox, else the address itself. So senders of plain
 // copies, such as Postfix with recipient_bcc_maps, tell an envelope recipient.
 func Original(address string) string {
-	local, _ := splitAddress(address)
+	plain := unquoted(address)
+	local, _ := splitAddress(plain)
 	_, sub, ok := strings.Cut(local, "+")
-	if i := strings.LastIndexByte(sub, '='); ok && i > 0 && i < len(sub)-1 && validAddress(sub[:i]+"@"+sub[i+1:]) {
-		return sub[:i] + "@" + sub[i+1:]
+	i := strings.LastIndexByte(sub, '=')
+	if !ok || i <= 0 || i == len(sub)-1 {
+		return address
+	}
+	user, domain := sub[:i], sub[i+1:]
+	if original := user + "@" + domain; validAddress(original) {
+		return original
+	}
+	if original := quote(user) + "@" + domain; plain != address && validAddress(original) {
+		return original
 	}
 	return address
+}
+
+// unquoted writes an address whose local part is a quoted string without the quotes, which
+// mean nothing (RFC 5321 section 4.1.2). Senders quote what is no dot-string, such as two
+// dots in a row.
+func unquoted(address string) string {
+	local, _ := splitAddress(address)
+	if !strings.HasPrefix(local, `"`) || !quotedString(local) {
+		return address
+	}
+	var b strings.Builder
+	for i := 1; i < len(local)-1; i++ {
+		if local[i] == '\\' {
+			i++
+		}
+		b.WriteByte(local[i])
+	}
+	return b.String() + address[len(local):]
+}
+
+// quote writes a local part as a quoted string.
+func quote(local string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(local) + `"`
 }
 
 // hostName writes what a client calls itself. It may be anything printable; in a header

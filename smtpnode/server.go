@@ -31,8 +31,8 @@ import (
 
 // Mailboxes finds the mailbox that an address names.
 type Mailboxes interface {
-	// Mailbox looks up the address as the sender wrote it, without brackets. The
-	// error is ErrUnknown if the mailbox certainly does not exist, ErrUncertain if
+	// Mailbox looks up the address as the sender wrote it, without brackets and
+	// quotes. The error is ErrUnknown if the mailbox certainly does not exist, ErrUncertain if
 	// another node may know better.
 	Mailbox(address string) (Mailbox, error)
 	// AllStrict returns whether the policy of every mailbox is strict. What cannot be

@@ -82,7 +82,7 @@ func (s *session) copyable() error {
 
 // Rcpt adds a recipient.
 func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
-	m, err := s.srv.opt.Mailboxes.Mailbox(to)
+	m, err := s.srv.opt.Mailboxes.Mailbox(unquoted(to))
 	switch {
 	case errors.Is(err, ErrUnknown):
 		err = &refusal{smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no such mailbox here"}, err}
