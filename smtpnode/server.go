@@ -41,6 +41,9 @@ type Mailboxes interface {
 	// Strict returns whether the policy of a mailbox is strict now: it may have become so
 	// while the message came in.
 	Strict(id string) bool
+	// Seals returns whether mail for a mailbox is still sealed to a key: a reset of the
+	// password makes another one, and what is sealed to the one before is locked.
+	Seals(id, key string) bool
 	// Offer returns what clients are told now, whatever the mailbox.
 	Offer() Offer
 	// Restricted hears of mail for a mailbox that its Restrictions refused, so that an

@@ -208,6 +208,11 @@ func (s *session) Data(r io.Reader) error {
 	if err := buf.sealed.Flush(); err != nil {
 		return s.refused("store", err)
 	}
+	for _, d := range drafts {
+		if !s.srv.opt.Mailboxes.Seals(d.meta.Mailbox, d.meta.Key) {
+			return s.refused("seal", temporary(451, 3, 0, "a mailbox was changed while the message came in, try again", errors.New("another key by now")))
+		}
+	}
 	release() // a commit may take long
 	ctx, cancel := s.conn.untilGrace()
 	defer cancel()

@@ -61,6 +61,12 @@ func (n mailboxes) Strict(id string) bool {
 	return ok && s.Strict(m)
 }
 
+// Seals returns whether a key is the active one of a mailbox.
+func (n mailboxes) Seals(id, key string) bool {
+	k, ok := n.store.State().Mailboxes[id].ActiveKey()
+	return ok && k.ID == key
+}
+
 // maildrops is the pop3d.Maildrops of this node.
 type maildrops struct {
 	n *Node
