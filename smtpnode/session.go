@@ -122,6 +122,10 @@ func (s *session) allowed(m Mailbox) error {
 		return err
 	}
 	for _, to := range s.to {
+		if of := to.mailbox; s.size == 0 && of.MaxSize != m.MaxSize || of.RejectDots != m.RejectDots {
+			// What the one refuses for good in the end, the other may take.
+			return temporary(452, 5, 3, "this mailbox takes other messages than the one before, send them apart", errors.New("another mailbox takes other messages"))
+		}
 		if to.mailbox.ID == m.ID && m.MaxRecipients > 0 && len(to.addresses) >= m.MaxRecipients {
 			// RFC 5321 section 4.5.3.1.10: the sender sends the rest in another transaction.
 			return temporary(452, 5, 3, "too many addresses of this mailbox in one message", errors.New("too many addresses of one mailbox"))
@@ -133,7 +137,8 @@ func (s *session) allowed(m Mailbox) error {
 	return nil
 }
 
-// limits returns what the strictest of the recipients says of a message as a whole.
+// limits returns what the strictest of the recipients says of a message as a whole. They
+// differ in the size only if the sender declared another one than it sends.
 func (s *session) limits() (size int64, rejectDots bool) {
 	size = math.MaxInt64
 	for _, to := range s.to {
