@@ -179,10 +179,10 @@ func (s *session) Data(r io.Reader) error {
 	writers := []io.Writer{count}
 	for _, to := range s.to {
 		d, err := s.begin(to, start, buf)
+		drafts = append(drafts, d)
 		if err != nil {
 			return s.refused("begin", err)
 		}
-		drafts = append(drafts, d)
 		writers = append(writers, d.plain)
 	}
 	if _, err := io.CopyBuffer(io.MultiWriter(writers...), onlyReader{r}, buf.plain[:]); err != nil {
@@ -251,7 +251,7 @@ func newBuffers() any { return &buffers{sealed: bufio.NewWriterSize(nil, 128<<10
 // onlyReader hides every method but Read, so that buf is used.
 type onlyReader struct{ io.Reader }
 
-// begin opens the sealed copy of one recipient and writes its trace block: what is
+// begin opens the sealed copy of one recipient, to be discarded even if that fails, and writes its trace block: what is
 // known of the transfer, which belongs beside the message and not into it.
 func (s *session) begin(to recipient, now time.Time, buf *buffers) (*draft, error) {
 	id := journal.NewID()
@@ -263,11 +263,11 @@ func (s *session) begin(to recipient, now time.Time, buf *buffers) (*draft, erro
 	}
 	var err error
 	if d.plain, err = s.srv.recipients.Writer(dst, to.mailbox.Recipient); err != nil {
-		return nil, err
+		return d, err
 	}
 	trace := s.trace(id, to, now)
 	if _, err := io.WriteString(d.plain, trace); err != nil {
-		return nil, err
+		return d, err
 	}
 	d.meta = journal.Meta{ID: id, Mailbox: to.mailbox.ID, Key: to.mailbox.Key, Received: now.UTC(), Trace: int64(len(trace))}
 	return d, nil
