@@ -162,14 +162,16 @@ func (d *maildrop) Open(ctx context.Context, i int) (io.ReadCloser, error) {
 func (d *maildrop) unread(ctx context.Context, i int, err error) {
 	m := d.mail[i]
 	d.drops.n.log.Error("waiting message cannot be read", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
-	if d.failed[i] || !unreadable(err) {
+	if d.failed[i] || ctx.Err() != nil {
 		return
 	}
-	d.failed[i] = true
 	if damage := m.From.Check(ctx, m.ID); errors.Is(damage, journal.ErrDamaged) {
 		err = damage
 	}
-	d.drops.n.quarantine.failed(m.Meta, err)
+	if unreadable(err) {
+		d.failed[i] = true
+		d.drops.n.quarantine.failed(m.Meta, err)
+	}
 }
 
 // unseal opens the message behind m, checks that its octets belong to m, and returns it as
