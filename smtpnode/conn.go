@@ -47,7 +47,8 @@ type conn struct {
 
 	pending      *string // a command read ahead by BDAT
 	errors       int     // commands refused for good
-	idle         int     // commands since the last accepted message
+	idle         int     // commands since the last accepted message, but for RCPT
+	named        int     // RCPT since then
 	broken       error   // why the connection cannot go on
 	transferring atomic.Bool
 }
@@ -175,7 +176,12 @@ func (c *conn) run() {
 			return
 		}
 		first = false
-		if c.idle++; c.idle > c.maxIdle() {
+		if verb == "RCPT" {
+			c.named++
+		} else {
+			c.idle++
+		}
+		if c.idle > c.srv.opt.MaxIdle || c.named > c.maxRecipients()+overshoot {
 			c.farewell("4.7.0", "too many commands without a message")
 			return
 		}
@@ -274,7 +280,7 @@ func (c *conn) command(verb, arg string) (quit bool) {
 
 // accepted notes that the peer got a 250 for a message.
 func (c *conn) accepted() {
-	c.idle, c.errors = 0, 0
+	c.idle, c.named, c.errors = 0, 0, 0
 	c.line.Known()
 }
 

@@ -39,7 +39,7 @@ func path(arg, before string) (address string, parameters []string, ok bool) {
 	if c1Controls.MatchString(f[1]) {
 		return "", nil, false
 	}
-	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address {
+	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address || len(address) > 900 {
 		return "", nil, false
 	}
 	for _, p := range strings.Split(octetsOf(f[2]), " ") {

@@ -28,6 +28,7 @@ type reference struct {
 	utf8, binary bool
 	trouble      string // a temporary refusal that later ones repeat
 	errors, idle int
+	named        int    // recipients, refused or not
 	pending      []byte // a line that is read again
 }
 
@@ -71,7 +72,12 @@ func (m *reference) run() {
 			return
 		}
 		m.first = false
-		if m.idle++; m.idle > m.limit.idle {
+		if verb == "RCPT" {
+			m.named++
+		} else {
+			m.idle++
+		}
+		if m.idle > m.limit.idle || m.named > m.limit.recipients+1000 {
 			m.say("421 4.7.0")
 			return
 		}
@@ -187,8 +193,11 @@ func larger(digits string, n int) bool {
 
 func (m *reference) mailFrom(arg string) {
 	switch {
-	case !m.helo, m.mail:
+	case !m.helo:
 		m.refuse("503 5.5.1")
+		return
+	case m.mail:
+		m.refuse(m.outOfOrder())
 		return
 	}
 	from, parameters, ok := path(arg, "FROM:")
@@ -238,7 +247,7 @@ func (m *reference) mailFrom(arg string) {
 	m.say("250 2.1.0")
 }
 
-// outOfOrder is the refusal of a command that needs another before it.
+// outOfOrder is the refusal of a command that does not fit the one before it.
 func (m *reference) outOfOrder() string {
 	if m.trouble != "" {
 		return m.trouble
@@ -307,7 +316,7 @@ func (m *reference) data(arg string) {
 	if m.from != "early@x" {
 		read -= m.limit.size
 	}
-	if read >= m.limit.size && m.ends("552 5.3.4") { // beyond all bounds
+	if read > m.limit.size && m.ends("552 5.3.4") { // beyond all bounds
 		return
 	}
 	if !whole {
@@ -339,7 +348,7 @@ func (m *reference) result(msg []byte) {
 	default:
 		m.stored = append(m.stored, letter{m.from, strings.Join(m.to, " "), string(msg)})
 		m.say("250 2.0.0")
-		m.errors, m.idle = 0, 0
+		m.errors, m.idle, m.named = 0, 0, 0
 	}
 	m.reset()
 	if refusal != "" {

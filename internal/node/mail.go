@@ -62,6 +62,12 @@ func (n mailboxes) Strict(id string) bool {
 	return ok && s.Strict(m)
 }
 
+// Seals returns whether a key is the active one of a mailbox.
+func (n mailboxes) Seals(id, key string) bool {
+	k, ok := n.store.State().Mailboxes[id].ActiveKey()
+	return ok && k.ID == key
+}
+
 // maildrops is the pop3d.Maildrops of this node.
 type maildrops struct {
 	n *Node
@@ -163,20 +169,27 @@ func (d *maildrop) Open(ctx context.Context, i int) (io.ReadCloser, error) {
 func (d *maildrop) unread(ctx context.Context, i int, err error) {
 	m := d.mail[i]
 	d.drops.n.log.Error("waiting message cannot be read", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
-	if !unreadable(err) {
-		return
-	}
-	d.mu.Lock()
-	known := d.failed[i]
-	d.failed[i] = true
-	d.mu.Unlock()
-	if known {
+	if d.hasFailed(i, false) || ctx.Err() != nil {
 		return
 	}
 	if damage := m.From.Check(ctx, m.ID); errors.Is(damage, journal.ErrDamaged) {
 		err = damage
 	}
-	d.drops.n.quarantine.failed(m.Meta, err)
+	if unreadable(err) && !d.hasFailed(i, true) {
+		d.drops.n.quarantine.failed(m.Meta, err)
+	}
+}
+
+// hasFailed returns whether a message could not be read before in this session, and notes
+// that it could not be now. One message is read while the next is opened.
+func (d *maildrop) hasFailed(i int, now bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before := d.failed[i]
+	if now {
+		d.failed[i] = true
+	}
+	return before
 }
 
 // unseal opens the message behind m, checks that its octets belong to m, and returns it as

@@ -43,6 +43,7 @@ const (
 	endLogins     end = "too many failed logins"
 	endUnreadable end = "message unreadable"
 	endUndeleted  end = "delete failed"
+	endDefect     end = "defect of this program"
 )
 
 // session is one connection.
@@ -112,10 +113,13 @@ func (s *session) serve(ctx context.Context, implicit bool) {
 	ended := make(chan struct{})
 	var watch sync.WaitGroup
 	watch.Go(func() { s.watch(ctx, cancel, ended) })
-	err := s.converse(ctx, work, implicit)
-	close(ended)
-	watch.Wait()
-	s.finish(err)
+	var err error = endDefect // until it returns: even then the maildrop is let go
+	defer func() {
+		close(ended)
+		watch.Wait()
+		s.finish(err)
+	}()
+	err = s.converse(ctx, work, implicit)
 }
 
 // watch stops the session when ctx ends: it then waits for no further command, and
@@ -298,7 +302,7 @@ func (s *session) finish(err error) {
 	}
 	s.conn.CloseBy(time.Now().Add(closeTime))
 	// Nothing more may follow half a message, not even the notice that TLS ends.
-	if why != endUnreadable && why != endTLS {
+	if why != endUnreadable && why != endTLS && why != endDefect {
 		// What fails here fails because the peer has gone, which is no news.
 		_ = s.out.Flush()
 		if s.tls != nil {
