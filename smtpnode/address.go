@@ -18,6 +18,11 @@ func bad(format string, args ...any) error {
 	return &smtp.SMTPError{Code: 501, EnhancedCode: smtp.EnhancedCode{5, 5, 4}, Message: fmt.Sprintf(format, args...)}
 }
 
+// maxAddress is the longest address. RFC 5321 section 4.5.3.1 asks for 256 octets, a
+// sub-address for 360 more, and the field of a header that names it may have 998 (RFC 5322
+// section 2.1.1).
+const maxAddress = 900
+
 // parsePath reads "<path>" and what stands behind it (RFC 5321 section 4.1.2).
 // The address is returned as it was written: quotes are kept. A source route is
 // dropped (appendix C).
@@ -61,6 +66,9 @@ scan:
 			return "", "", bad("not a valid address")
 		}
 		address = after
+	}
+	if len(address) > maxAddress {
+		return "", "", bad("address longer than %d octets", maxAddress)
 	}
 	if !utf8.ValidString(address) {
 		return "", "", bad("address is not valid UTF-8")
@@ -113,12 +121,56 @@ func splitAddress(a string) (local, domain string) {
 // mbx-...+user=domain@zone of a mailbox, else the address itself. So senders of plain
 // copies, such as Postfix with recipient_bcc_maps, tell an envelope recipient.
 func Original(address string) string {
-	local, _ := splitAddress(address)
+	plain := unquoted(address)
+	local, _ := splitAddress(plain)
 	_, sub, ok := strings.Cut(local, "+")
-	if i := strings.LastIndexByte(sub, '='); ok && i > 0 && i < len(sub)-1 && validAddress(sub[:i]+"@"+sub[i+1:]) {
-		return sub[:i] + "@" + sub[i+1:]
+	i := strings.LastIndexByte(sub, '=')
+	if !ok || i <= 0 || i == len(sub)-1 {
+		return address
+	}
+	user, domain := sub[:i], sub[i+1:]
+	if original := user + "@" + domain; validAddress(original) {
+		return original
+	}
+	if original := quote(user) + "@" + domain; plain != address && validAddress(original) {
+		return original
 	}
 	return address
+}
+
+// unquoted writes an address whose local part is a quoted string without the quotes, which
+// mean nothing (RFC 5321 section 4.1.2). Senders quote what is no dot-string, such as two
+// dots in a row.
+func unquoted(address string) string {
+	local, _ := splitAddress(address)
+	if !strings.HasPrefix(local, `"`) || !quotedString(local) {
+		return address
+	}
+	var b strings.Builder
+	for i := 1; i < len(local)-1; i++ {
+		if local[i] == '\\' {
+			i++
+		}
+		b.WriteByte(local[i])
+	}
+	return b.String() + address[len(local):]
+}
+
+// quote writes a local part as a quoted string.
+func quote(local string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(local) + `"`
+}
+
+// hostName writes what a client calls itself. It may be anything printable; in a header
+// field it must be neither a comment, nor quotes, nor octets that are no ASCII.
+func hostName(helo string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune("-._:[]", r):
+			return r
+		}
+		return '?'
+	}, helo)
 }
 
 // literal writes an address as in RFC 5321 section 4.1.3.

@@ -126,7 +126,7 @@ func TestSilentHandshakeEnds(t *testing.T) {
 // session that has sent a message is as idle as another.
 func TestIdleCommands(t *testing.T) {
 	t.Parallel()
-	r := start(t, func(o *Options) { o.MaxIdle, o.MaxRecipients, o.Grace = 6, 3, 10*time.Second })
+	r := start(t, func(o *Options) { o.MaxIdle, o.MaxRecipients, o.Grace = 5, 3, 10*time.Second })
 	c := r.dial()
 	c.dialog("S: 220\nC: EHLO x\nS: 250-")
 	for range 4 {
@@ -148,6 +148,32 @@ func TestIdleCommands(t *testing.T) {
 	if d := time.Since(began); d > 5*time.Second {
 		t.Errorf("stopped after %v", d)
 	}
+}
+
+// A sender names all the recipients that it has, however many of them are refused for
+// now: the others get the message. Who goes on for ever is stopped.
+func TestMoreRecipientsThanAreTaken(t *testing.T) {
+	t.Parallel()
+	r := start(t, nil)
+	most, suspended := strings.Repeat("RCPT TO:<mbx-1@z>\r\n", 100), strings.Repeat("RCPT TO:<suspended@z>\r\n", 500)
+	replies := func(n int, want string) string { return strings.Repeat("S: "+want+"\n", n) }
+	for rcpts, answers := range map[string]string{
+		most + strings.Repeat("RCPT TO:<mbx-2@z>\r\n", 500): replies(100, "250 2.1.5") + replies(500, "452 4.5.3"),
+		suspended + most: replies(500, "450 4.2.1") + replies(100, "250 2.1.5"),
+	} {
+		c := r.dial()
+		c.dialog(greeting)
+		c.send(rcpts + "DATA\r\n")
+		c.dialog(answers + "S: 354\nC: x\nC: .\nS: 250")
+	}
+	if n := len(r.store.List("mbx-1")); n != 2 {
+		t.Errorf("%d messages", n)
+	}
+	c := r.dial()
+	c.dialog(greeting)
+	c.send(most + suspended + suspended + "RCPT TO:<mbx-1@z>\r\n")
+	c.dialog(replies(100, "250 2.1.5") + replies(1000, "452 4.5.3") + "S: 421 4.7.0")
+	c.closed()
 }
 
 // The minimum rate is for transfers, not for the time after one.

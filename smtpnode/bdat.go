@@ -85,7 +85,7 @@ func (r *bdatReader) nextChunk() error {
 	c := r.c
 	c.reply(250, "2.0.0", "chunk received")
 	for {
-		if c.errors >= c.srv.opt.MaxErrors || c.idle > c.maxIdle() {
+		if c.errors >= c.srv.opt.MaxErrors || c.idle > c.srv.opt.MaxIdle {
 			return errAborted
 		}
 		line, err := c.readCommand()

@@ -2,6 +2,7 @@ package smtpnode
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -46,7 +47,8 @@ type conn struct {
 
 	pending      *string // a command read ahead by BDAT
 	errors       int     // commands refused for good
-	idle         int     // commands since the last accepted message
+	idle         int     // commands since the last accepted message, but for RCPT
+	named        int     // RCPT since then
 	broken       error   // why the connection cannot go on
 	transferring atomic.Bool
 }
@@ -110,7 +112,21 @@ const closeTime = 2 * time.Second
 func (c *conn) setConn(nc net.Conn) {
 	c.wire = nc
 	c.bw = bufio.NewWriterSize(nc, 4<<10)
-	c.br = bufio.NewReaderSize(&answering{nc, c.bw}, 64<<10)
+	c.br = bufio.NewReaderSize(&answering{nc, c.bw}, narrow)
+}
+
+// What is read through: commands, of which the longest line is maxLine; and messages.
+const narrow, wide = 4 << 10, 64 << 10
+
+// widen gives the connection the buffer for a message, once there is somebody to take
+// one. Whoever only connects costs little.
+func (c *conn) widen() {
+	if c.rcpts == 0 || c.br.Size() >= wide {
+		return
+	}
+	early, _ := c.br.Peek(c.br.Buffered())
+	early = bytes.Clone(early) // all of it goes to the new buffer with the first read
+	c.br = bufio.NewReaderSize(&answering{io.MultiReader(bytes.NewReader(early), c.wire), c.bw}, wide)
 }
 
 // answering sends the replies that wait before it waits for the peer. Replies to
@@ -160,7 +176,12 @@ func (c *conn) run() {
 			return
 		}
 		first = false
-		if c.idle++; c.idle > c.maxIdle() {
+		if verb == "RCPT" {
+			c.named++
+		} else {
+			c.idle++
+		}
+		if c.idle > c.srv.opt.MaxIdle || c.named > c.maxRecipients()+overshoot {
 			c.farewell("4.7.0", "too many commands without a message")
 			return
 		}
@@ -233,8 +254,10 @@ func (c *conn) command(verb, arg string) (quit bool) {
 	case "RCPT":
 		c.rcptCommand(arg)
 	case "DATA":
+		c.widen()
 		c.dataCommand(arg)
 	case "BDAT":
+		c.widen()
 		c.bdatCommand(arg)
 	case "RSET":
 		c.reset()
@@ -257,7 +280,7 @@ func (c *conn) command(verb, arg string) (quit bool) {
 
 // accepted notes that the peer got a 250 for a message.
 func (c *conn) accepted() {
-	c.idle, c.errors = 0, 0
+	c.idle, c.named, c.errors = 0, 0, 0
 	c.line.Known()
 }
 

@@ -23,7 +23,7 @@ func (c *conn) transferable() error {
 	return nil
 }
 
-// outOfOrder refuses a command that needs another before it: as that one was
+// outOfOrder refuses a command that does not fit the one before it: as that one was
 // refused, if it was refused for now.
 func (c *conn) outOfOrder(text string) error {
 	if c.trouble != nil {
@@ -214,7 +214,7 @@ func (r *dataReader) drain() error {
 	}
 	r.err = nil
 	buf := make([]byte, 32<<10)
-	for spent := int64(0); spent < r.patience; {
+	for spent := int64(0); spent <= r.patience; { // one of patience octets ends as well
 		n, err := r.next(buf)
 		if err == io.EOF {
 			return nil

@@ -22,6 +22,7 @@ func FuzzDataReader(f *testing.F) {
 			f.Add([]byte(m.wire+"QUIT\r\n"), []byte{1, 2, 3}, byte(0), uint16(1000))
 		}
 	}
+	f.Add([]byte("a\r\n\n.\r\nb\r\n.\r\n"), []byte{9}, byte(0), uint16(100))
 	f.Add([]byte("x\r\r\n.\r\n.\r\n"), []byte{}, byte(1), uint16(2))
 	f.Add([]byte("a\r\n.\r\n"), []byte{1}, byte(3), uint16(3))
 	f.Add([]byte("aaaaaaaaaaaaaa\r\n.\r"), []byte{16}, byte(2), uint16(9))

@@ -106,6 +106,7 @@ func FuzzSession(f *testing.F) {
 		hello + "BDAT 201 LAST\r\n", hello + "DATA\r\n" + strings.Repeat("x", 400) + "\r\n.\r\nNOOP\r\n",
 		strings.Repeat("NOOP\r\n", 50), strings.Repeat("X\r\n", 20), strings.Repeat("x", 2100) + "\r\nNOOP\r\n", "GET / HTTP/1.1\r\n",
 		"EHLO x\r\nMAIL FROM:<a@b> BODY=BINARYMIME SMTPUTF8 SIZE=100\r\nRCPT TO:<@c,@d:\"e f\"@\xc3\xb6>\r\nDATA\r\nBDAT 1 LAST\r\n\x00",
+		hello + "MAIL FROM:<c@d>\r\nRCPT TO:<e@f>\r\nDATA\r\nx\r\n.\r\n", hello + "DATA\r\n" + strings.Repeat("x", 98) + "\r\n.\r\n",
 		"EHLO x\r\nSTARTTLS\r\nNOOP\r\n", "HELO x y\r\nRCPT TO:<a>\r\nVRFY a\r\nHELP\r\nNOOP\tx\r\nNOOP \tx\r\n",
 		"R\xc5\xbfET\r\nEHLO x\r\r\nNOOP\r\nMAIL FROM:<> \x0b\r\nMAIL FROM:<> SIZE=1\rBODY=7BIT\r\nMAIL FROM:<\"a\"b\"c\"@d>\r\nMAIL FROM:<> \xc5\xbfIZE=1\r\n",
 		"EHLO x\r\nMAIL FROM:<@\xff:a@b>\r\nMAIL FROM:<@\"x:\"y@z>\r\nDATA \x0c\r\n" + "BDAT 0\tLAST\r\n",

@@ -23,7 +23,7 @@ func (c *conn) mailCommand(arg string) {
 		c.refuse(503, "5.5.1", "say EHLO first")
 		return
 	case c.mail != nil:
-		c.refuse(503, "5.5.1", "a message is being sent already")
+		c.replyError(c.outOfOrder("a message is being sent already"))
 		return
 	}
 	path, ok := cutPrefix(arg, "FROM:")

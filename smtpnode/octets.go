@@ -126,8 +126,8 @@ func (o *octets) scanHeader(p []byte) {
 		o.header = append(o.header, p...)
 		p = o.header
 	}
-	// Only the last octets of what was searched before may belong to the end.
-	end := headerEnd(p, max(0, before-3))
+	// Only the last octet of what was searched before may belong to the end.
+	end := headerEnd(p, max(0, before-1))
 	if end < 0 && len(p) < maxHeader {
 		if before == 0 {
 			o.header = bytes.Clone(p)
@@ -141,21 +141,22 @@ func (o *octets) scanHeader(p []byte) {
 	o.header, o.headerDone = nil, true
 }
 
-// headerEnd returns where the empty line behind a header is, which does not begin before
-// from, or -1.
+// headerEnd returns where the empty line behind a header begins, or -1. Lines end at LF,
+// with or without CR, each as it likes, and the first may be the empty one. What
+// begins before from is not looked at.
 func headerEnd(p []byte, from int) int {
-	p = p[from:]
-	end := bytes.Index(p, []byte("\r\n\r\n"))
-	if end >= 0 {
-		p = p[:end]
+	for at := from; ; {
+		if at == 0 || p[at-1] == '\n' {
+			if rest := p[at:]; bytes.HasPrefix(rest, []byte("\n")) || bytes.HasPrefix(rest, []byte("\r\n")) {
+				return at
+			}
+		}
+		lf := bytes.IndexByte(p[at:], '\n')
+		if lf < 0 {
+			return -1
+		}
+		at += lf + 1
 	}
-	if i := bytes.Index(p, []byte("\n\n")); i >= 0 {
-		end = i
-	}
-	if end < 0 {
-		return -1
-	}
-	return from + end
 }
 
 // readHeader counts Received fields, and recognises the journal reports of Exchange 2007

@@ -71,6 +71,12 @@ func TestReportInPieces(t *testing.T) {
 		"\r\n\r\n" + marker + "\r\n\r\n":                                  false,
 		"A: b\r\n\r\n" + marker + "\r\n\r\n":                              false,
 		"A: b\n\n" + marker + "\r\n\r\n":                                  false,
+		"A: b\n\r\n" + marker + "\r\n\r\n":                                false,
+		"\r\n" + marker + "\r\n\r\n":                                      false, // no header
+		"\n" + marker + "\r\n\r\n":                                        false,
+		"\r" + marker + "\r\n\r\n":                                        false, // a name that begins with CR
+		"A: b\r\r\n" + marker + "\r\n\r\n":                                true,
+		"A: b\r\n\r" + marker + "\r\n\r\n":                                false,
 		"A: b\r\n\n" + marker + "\r\n\r\n":                                false, // the empty line of a bare LF
 		strings.Repeat(long, 5000) + marker + "\r\n\r\n":                  true,
 		strings.Repeat(long, maxHeader/len(long)+1) + marker + "\r\n\r\n": false,

@@ -28,6 +28,7 @@ type reference struct {
 	utf8, binary bool
 	trouble      string // a temporary refusal that later ones repeat
 	errors, idle int
+	named        int    // recipients, refused or not
 	pending      []byte // a line that is read again
 }
 
@@ -35,6 +36,16 @@ type referenceLimits struct {
 	size, errors, idle, recipients int
 	tls                            bool
 }
+
+var (
+	browsing     = regexp.MustCompile(`^(GET|POST|PUT|CONNECT|OPTIONS)$`)
+	clientName   = regexp.MustCompile(`(?s)^[^\x00-\x20\x7f]{1,255}( |$)`)
+	chunkSyntax  = regexp.MustCompile(`^([0-9]+)(?: +([A-Za-z]+))?$`)
+	sizeSyntax   = regexp.MustCompile(`^[0-9]+$`)
+	bodySyntax   = regexp.MustCompile(`^(7BIT|8BITMIME|BINARYMIME)$`)
+	asciiSyntax  = regexp.MustCompile(`^[\x00-\x7f]*$`)
+	binarySyntax = regexp.MustCompile(`^BODY=BINARYMIME$`)
+)
 
 // letter is a message with its envelope.
 type letter struct{ from, to, data string }
@@ -57,11 +68,16 @@ func (m *reference) run() {
 		}
 		line = chomp(line)
 		verb, arg := m.words(line)
-		if m.first && regexp.MustCompile(`^(GET|POST|PUT|CONNECT|OPTIONS)$`).MatchString(verb) || m.first && bytes.HasPrefix(line, []byte("\x16\x03")) {
+		if m.first && browsing.MatchString(verb) || m.first && bytes.HasPrefix(line, []byte("\x16\x03")) {
 			return
 		}
 		m.first = false
-		if m.idle++; m.idle > m.limit.idle {
+		if verb == "RCPT" {
+			m.named++
+		} else {
+			m.idle++
+		}
+		if m.idle > m.limit.idle || m.named > m.limit.recipients+1000 {
 			m.say("421 4.7.0")
 			return
 		}
@@ -124,7 +140,7 @@ func (m *reference) reset() {
 func (m *reference) command(verb, arg string) {
 	switch verb {
 	case "EHLO", "HELO":
-		if !regexp.MustCompile(`(?s)^[^\x00-\x20\x7f]{1,255}( |$)`).MatchString(latin1(arg)) {
+		if !clientName.MatchString(latin1(arg)) {
 			m.refuse("501 5.5.4")
 			return
 		}
@@ -168,63 +184,6 @@ func (m *reference) command(verb, arg string) {
 	}
 }
 
-// latin1 makes each octet a rune of its own, so that expressions see octets.
-func latin1(s string) string {
-	r := make([]rune, len(s))
-	for i := range len(s) {
-		r[i] = rune(s[i])
-	}
-	return string(r)
-}
-
-const (
-	quotedLocal = `"(?:[^"\\\x00-\x1f\x7f]|\\[^\x00-\x1f\x7f])*"`
-	atomLocal   = `[^\x00-\x20"(),:;<>@\[\\\]\x7f]+`
-	domainPart  = `[^\x00-\x20"(),;<>@\\\x7f]+`
-	sourceRoute = `@[^\x00-\x20"();<>:\\\x7f-\x{ff}]*:`
-)
-
-var (
-	pathSyntax   = regexp.MustCompile(`(?s)^<(?:` + sourceRoute + `)?((?:(?:` + quotedLocal + `|` + atomLocal + `)(?:@` + domainPart + `)?)?)>( .*)?$`)
-	sizeSyntax   = regexp.MustCompile(`^[0-9]+$`)
-	bodySyntax   = regexp.MustCompile(`^(7BIT|8BITMIME|BINARYMIME)$`)
-	asciiSyntax  = regexp.MustCompile(`^[\x00-\x7f]*$`)
-	binarySyntax = regexp.MustCompile(`^BODY=BINARYMIME$`)
-)
-
-// path reads "FROM:<address> parameters".
-// c1 are the control characters that UTF-8 has beside those of ASCII.
-var c1 = regexp.MustCompile(`[\x{80}-\x{9f}]`)
-
-func path(arg, before string) (address string, parameters []string, ok bool) {
-	if len(arg) < len(before) || asciiUpper(arg[:len(before)]) != before {
-		return "", nil, false
-	}
-	f := pathSyntax.FindStringSubmatch(latin1(strings.TrimLeft(arg[len(before):], " ")))
-	if f == nil {
-		return "", nil, false
-	}
-	address = octetsOf(f[1])
-	if !strings.Contains(arg, address+">") || strings.ToValidUTF8(address, "") != address || c1.MatchString(address) {
-		return "", nil, false
-	}
-	for _, p := range strings.Split(octetsOf(f[2]), " ") {
-		if p != "" {
-			parameters = append(parameters, p)
-		}
-	}
-	return address, parameters, true
-}
-
-// octetsOf undoes latin1.
-func octetsOf(s string) string {
-	var b []byte
-	for _, r := range s {
-		b = append(b, byte(r))
-	}
-	return string(b)
-}
-
 // larger says whether digits are a number above n.
 func larger(digits string, n int) bool {
 	digits = strings.TrimLeft(digits, "0")
@@ -234,8 +193,11 @@ func larger(digits string, n int) bool {
 
 func (m *reference) mailFrom(arg string) {
 	switch {
-	case !m.helo, m.mail:
+	case !m.helo:
 		m.refuse("503 5.5.1")
+		return
+	case m.mail:
+		m.refuse(m.outOfOrder())
 		return
 	}
 	from, parameters, ok := path(arg, "FROM:")
@@ -285,7 +247,7 @@ func (m *reference) mailFrom(arg string) {
 	m.say("250 2.1.0")
 }
 
-// outOfOrder is the refusal of a command that needs another before it.
+// outOfOrder is the refusal of a command that does not fit the one before it.
 func (m *reference) outOfOrder() string {
 	if m.trouble != "" {
 		return m.trouble
@@ -354,7 +316,7 @@ func (m *reference) data(arg string) {
 	if m.from != "early@x" {
 		read -= m.limit.size
 	}
-	if read >= m.limit.size && m.ends("552 5.3.4") { // beyond all bounds
+	if read > m.limit.size && m.ends("552 5.3.4") { // beyond all bounds
 		return
 	}
 	if !whole {
@@ -386,7 +348,7 @@ func (m *reference) result(msg []byte) {
 	default:
 		m.stored = append(m.stored, letter{m.from, strings.Join(m.to, " "), string(msg)})
 		m.say("250 2.0.0")
-		m.errors, m.idle = 0, 0
+		m.errors, m.idle, m.named = 0, 0, 0
 	}
 	m.reset()
 	if refusal != "" {
@@ -442,7 +404,7 @@ func dots(wire []byte) (msg, rest []byte, whole bool) {
 
 // chunk reads "size [LAST]".
 func chunk(arg string) (size string, last, ok bool) {
-	f := regexp.MustCompile(`^([0-9]+)(?: +([A-Za-z]+))?$`).FindStringSubmatch(arg)
+	f := chunkSyntax.FindStringSubmatch(arg)
 	if f == nil || f[2] != "" && asciiUpper(f[2]) != "LAST" || larger(f[1], 1<<62-1) {
 		return "", false, false
 	}

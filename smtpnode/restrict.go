@@ -93,6 +93,8 @@ var errLoop = &smtp.SMTPError{Code: 554, EnhancedCode: smtp.EnhancedCode{5, 4, 6
 func (c *conn) maxSize() int64     { return cmp.Or(c.offer.MaxSize, c.srv.opt.MaxSize) }
 func (c *conn) maxRecipients() int { return cmp.Or(c.offer.MaxRecipients, c.srv.opt.MaxRecipients) }
 
-// maxIdle is how many commands may be said without a message that is taken. A message
-// with every recipient that it may have must not be over it.
-func (c *conn) maxIdle() int { return max(c.srv.opt.MaxIdle, 2*c.maxRecipients()) }
+// overshoot is how many recipients a sender may name beyond those that may be taken. It
+// tries all that it has, is told 452 for the rest or that they are refused for now, and
+// does the same with its next attempt: were the connection ended before DATA, the message
+// would not come to those that were taken either (RFC 5321 section 4.5.3.1.10).
+const overshoot = 1000

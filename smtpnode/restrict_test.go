@@ -43,7 +43,6 @@ func TestRestrictions(t *testing.T) {
 		"not allowed":    {Restrictions{Allow: others}, "450 4.7.1 this mailbox takes no mail from 127.0.0.1", "127.0.0.1 is not in the allow list"},
 		"TLS":            {Restrictions{RequireTLS: true}, "450 4.7.0 this mailbox takes mail over TLS only", "sent without TLS"},
 		"a certificate":  {Restrictions{ClientNames: []string{"mx.example.net"}}, "450 4.7.0", "no client certificate"},
-		"of a size":      {Restrictions{MaxSize: 100}, "250", ""},
 		"the first of 2": {Restrictions{MaxRecipients: 1}, "250", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -89,10 +88,11 @@ func TestRestrictedSize(t *testing.T) {
 	long, fits := strings.Repeat("x", 99), strings.Repeat("x", 98)
 	c.dialog("S: 220\nC: EHLO x\nS: 250-\n" +
 		"C: MAIL FROM:<> SIZE=101\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 552 5.3.4\nC: RCPT TO:<mbx-2@z>\nS: 250\nC: DATA\nS: 354\nC: " + long + "\nC: .\nS: 250\n" +
-		"C: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-2@z>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354\nC: " + long + "\nC: .\nS: 552 5.3.4\n" +
+		"C: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-2@z>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 452 4.5.3\nC: DATA\nS: 354\nC: " + long + "\nC: .\nS: 250\n" +
+		"C: MAIL FROM:<> SIZE=99\nS: 250\nC: RCPT TO:<mbx-2@z>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354\nC: " + long + "\nC: .\nS: 552 5.3.4\n" +
 		"C: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: BDAT 101 LAST\nC: " + long + "\nS: 552 5.3.4\n" +
 		"C: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354\nC: " + fits + "\nC: .\nS: 250")
-	if one, two := len(r.store.List("mbx-1")), len(r.store.List("mbx-2")); one != 1 || two != 1 {
+	if one, two := len(r.store.List("mbx-1")), len(r.store.List("mbx-2")); one != 1 || two != 2 {
 		t.Errorf("%d and %d messages", one, two)
 	}
 }
@@ -174,6 +174,9 @@ func TestReceivedLoop(t *testing.T) {
 	c.dialog("C: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354")
 	c.send(strings.Repeat(field, 100) + "\r\n" + field + "\r\n.\r\n")
 	c.expect("250")
+	c.dialog("C: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354")
+	c.send(strings.Repeat(field, 101) + ".\r\n") // nothing but a header
+	c.expect("554 5.4.6")
 }
 
 func TestOriginal(t *testing.T) {
@@ -186,7 +189,10 @@ func TestOriginal(t *testing.T) {
 		"mbx-1+tag@z":                   "mbx-1+tag@z",
 		"mbx-1+=example.com@z":          "mbx-1+=example.com@z",
 		"mbx-1+user=@z":                 "mbx-1+user=@z",
-		`"mbx-1+a b=example.com"@z`:     `"mbx-1+a b=example.com"@z`,
+		`"mbx-1+a..b=example.com"@z`:    "a..b@example.com",
+		`"mbx-1+a \"b\\=example.com"@z`: `"a \"b\\"@example.com`,
+		`"mbx-1+a b=exa mple.com"@z`:    `"mbx-1+a b=exa mple.com"@z`,
+		`"mbx-1"@z`:                     `"mbx-1"@z`,
 		"mbx-1+bücher=example.com@z":    "bücher@example.com",
 		"mbx-1":                         "mbx-1",
 		"mbx-1+user=[192.0.2.1]@z":      "user@[192.0.2.1]",
@@ -215,6 +221,10 @@ func TestTraceFields(t *testing.T) {
 	}
 	if !strings.HasSuffix(two[0], "\r\nX-Envelope-To: <mbx-2@z>\r\nX-Envelope-To: <eve@example.com>\r\n\r\n") || strings.Contains(two[0], "bob") || strings.Contains(two[0], "\tfor") {
 		t.Errorf("trace of mbx-2: %q", two[0])
+	}
+	c.dialog("C: EHLO a(\\b\xff\u0085\";<ä@c-1_.example\nS: 250-\nC: MAIL FROM:<>\nS: 250\nC: RCPT TO:<mbx-1@z>\nS: 250\nC: DATA\nS: 354\nC: hello\nC: .\nS: 250")
+	if one, _ = r.plaintext("mbx-1", 1); !strings.Contains(one[0], "\r\nReceived: from a??b???????c-1_.example ([127.0.0.1])\r\n") {
+		t.Errorf("a name of any octets: %q", one[0])
 	}
 	if got := literal(netip.MustParseAddr("2001:db8::1")); got != "[IPv6:2001:db8::1]" {
 		t.Error(got)

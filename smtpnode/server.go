@@ -31,8 +31,8 @@ import (
 
 // Mailboxes finds the mailbox that an address names.
 type Mailboxes interface {
-	// Mailbox looks up the address as the sender wrote it, without brackets. The
-	// error is ErrUnknown if the mailbox certainly does not exist, ErrUncertain if
+	// Mailbox looks up the address as the sender wrote it, without brackets and
+	// quotes. The error is ErrUnknown if the mailbox certainly does not exist, ErrUncertain if
 	// another node may know better.
 	Mailbox(address string) (Mailbox, error)
 	// AllStrict returns whether the policy of every mailbox is strict. What cannot be
@@ -41,6 +41,9 @@ type Mailboxes interface {
 	// Strict returns whether the policy of a mailbox is strict now: it may have become so
 	// while the message came in.
 	Strict(id string) bool
+	// Seals returns whether mail for a mailbox is still sealed to a key: a reset of the
+	// password makes another one, and what is sealed to the one before is locked.
+	Seals(id, key string) bool
 	// Offer returns what clients are told now, whatever the mailbox.
 	Offer() Offer
 	// Restricted hears of mail for a mailbox that its Restrictions refused, so that an
@@ -98,7 +101,7 @@ type Options struct {
 	MaxSize       int64 // octets of a message; default DefaultMaxSize
 	MaxRecipients int   // per message; default DefaultMaxRecipients
 	MaxErrors     int   // commands refused for good before 421; default 3
-	MaxIdle       int   // commands without an accepted message before 421; default 200
+	MaxIdle       int   // commands without an accepted message before 421, but for RCPT; default 200
 	MaxReceived   int   // Received fields in a message's header; default 100 (RFC 5321 section 6.3)
 	Limits        lineproto.Limits
 	Deadlines     lineproto.Deadlines

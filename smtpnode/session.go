@@ -82,7 +82,7 @@ func (s *session) copyable() error {
 
 // Rcpt adds a recipient.
 func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
-	m, err := s.srv.opt.Mailboxes.Mailbox(to)
+	m, err := s.srv.opt.Mailboxes.Mailbox(unquoted(to))
 	switch {
 	case errors.Is(err, ErrUnknown):
 		err = &refusal{smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no such mailbox here"}, err}
@@ -122,6 +122,10 @@ func (s *session) allowed(m Mailbox) error {
 		return err
 	}
 	for _, to := range s.to {
+		if of := to.mailbox; s.size == 0 && of.MaxSize != m.MaxSize || of.RejectDots != m.RejectDots {
+			// What the one refuses for good in the end, the other may take.
+			return temporary(452, 5, 3, "this mailbox takes other messages than the one before, send them apart", errors.New("another mailbox takes other messages"))
+		}
 		if to.mailbox.ID == m.ID && m.MaxRecipients > 0 && len(to.addresses) >= m.MaxRecipients {
 			// RFC 5321 section 4.5.3.1.10: the sender sends the rest in another transaction.
 			return temporary(452, 5, 3, "too many addresses of this mailbox in one message", errors.New("too many addresses of one mailbox"))
@@ -133,7 +137,8 @@ func (s *session) allowed(m Mailbox) error {
 	return nil
 }
 
-// limits returns what the strictest of the recipients says of a message as a whole.
+// limits returns what the strictest of the recipients says of a message as a whole. They
+// differ in the size only if the sender declared another one than it sends.
 func (s *session) limits() (size int64, rejectDots bool) {
 	size = math.MaxInt64
 	for _, to := range s.to {
@@ -174,10 +179,10 @@ func (s *session) Data(r io.Reader) error {
 	writers := []io.Writer{count}
 	for _, to := range s.to {
 		d, err := s.begin(to, start, buf)
+		drafts = append(drafts, d)
 		if err != nil {
 			return s.refused("begin", err)
 		}
-		drafts = append(drafts, d)
 		writers = append(writers, d.plain)
 	}
 	if _, err := io.CopyBuffer(io.MultiWriter(writers...), onlyReader{r}, buf.plain[:]); err != nil {
@@ -185,6 +190,10 @@ func (s *session) Data(r io.Reader) error {
 	}
 	dots, _ := r.(interface{ ambiguous() bool })
 	ambiguous := dots != nil && dots.ambiguous()
+	flags := count.result()
+	if ambiguous {
+		flags |= journal.AmbiguousDot
+	}
 	switch {
 	case ambiguous && rejectDots:
 		return s.refused("receive", errDots)
@@ -197,15 +206,17 @@ func (s *session) Data(r io.Reader) error {
 		if err := d.plain.Close(); err != nil {
 			return s.refused("seal", err)
 		}
-		d.meta.Octets, d.meta.BareLFs, d.meta.Flags = count.total, count.bareLFs, count.result()
-		if ambiguous {
-			d.meta.Flags |= journal.AmbiguousDot
-		}
+		d.meta.Octets, d.meta.BareLFs, d.meta.Flags = count.total, count.bareLFs, flags
 		msgs[i] = Message{d.meta, d.body}
 		strict = strict || d.to.mailbox.Strict || s.srv.opt.Mailboxes.Strict(d.to.mailbox.ID) // the strictest governs all of them
 	}
 	if err := buf.sealed.Flush(); err != nil {
 		return s.refused("store", err)
+	}
+	for _, d := range drafts {
+		if !s.srv.opt.Mailboxes.Seals(d.meta.Mailbox, d.meta.Key) {
+			return s.refused("seal", temporary(451, 3, 0, "a mailbox was changed while the message came in, try again", errors.New("another key by now")))
+		}
 	}
 	release() // a commit may take long
 	ctx, cancel := s.conn.untilGrace()
@@ -240,7 +251,7 @@ func newBuffers() any { return &buffers{sealed: bufio.NewWriterSize(nil, 128<<10
 // onlyReader hides every method but Read, so that buf is used.
 type onlyReader struct{ io.Reader }
 
-// begin opens the sealed copy of one recipient and writes its trace block: what is
+// begin opens the sealed copy of one recipient, to be discarded even if that fails, and writes its trace block: what is
 // known of the transfer, which belongs beside the message and not into it.
 func (s *session) begin(to recipient, now time.Time, buf *buffers) (*draft, error) {
 	id := journal.NewID()
@@ -252,11 +263,11 @@ func (s *session) begin(to recipient, now time.Time, buf *buffers) (*draft, erro
 	}
 	var err error
 	if d.plain, err = s.srv.recipients.Writer(dst, to.mailbox.Recipient); err != nil {
-		return nil, err
+		return d, err
 	}
 	trace := s.trace(id, to, now)
 	if _, err := io.WriteString(d.plain, trace); err != nil {
-		return nil, err
+		return d, err
 	}
 	d.meta = journal.Meta{ID: id, Mailbox: to.mailbox.ID, Key: to.mailbox.Key, Received: now.UTC(), Trace: int64(len(trace))}
 	return d, nil
@@ -282,7 +293,7 @@ func (s *session) trace(id journal.ID, to recipient, now time.Time) string {
 	if len(to.addresses) == 1 {
 		forOne = fmt.Sprintf("\r\n\tfor <%s>", to.addresses[0])
 	}
-	fmt.Fprintf(&b, "Received: from %s (%s)\r\n\tby %s with %s id %s%s;\r\n\t%s\r\n", s.conn.helo, literal(s.conn.peer.Addr()),
+	fmt.Fprintf(&b, "Received: from %s (%s)\r\n\tby %s with %s id %s%s;\r\n\t%s\r\n", hostName(s.conn.helo), literal(s.conn.peer.Addr()),
 		s.srv.opt.Host, with, id, forOne, now.Format(time.RFC1123Z))
 	fmt.Fprintf(&b, "X-Envelope-From: <%s>\r\n", s.from)
 	for _, a := range to.addresses {

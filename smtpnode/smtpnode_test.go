@@ -92,6 +92,8 @@ func (fakeMailboxes) find(a string) (Mailbox, error) {
 		return Mailbox{ID: local, Suspended: true}, nil
 	case "new":
 		return Mailbox{}, ErrUncertain
+	case "reset": // to another key, once the message has come in
+		return Mailbox{ID: local, Key: k.ID, Recipient: k.Recipient}, nil
 	case "badkey":
 		return Mailbox{ID: local, Key: k.ID, Recipient: "age1not-one"}, nil
 	case "broken":
@@ -103,6 +105,11 @@ func (fakeMailboxes) find(a string) (Mailbox, error) {
 func (f fakeMailboxes) AllStrict() bool { return f.strict }
 
 func (f fakeMailboxes) Strict(id string) bool { return f.strict || f.late != nil && f.late.Load() }
+
+func (f fakeMailboxes) Seals(id, key string) bool {
+	k, _ := keyOnce()
+	return key == k.ID && id != "reset"
+}
 
 // journalStore is a Store of one site.
 type journalStore struct{ *journal.Journal }

@@ -312,3 +312,12 @@ func TestLogsWithoutGenerations(t *testing.T) {
 		j.Close()
 	}
 }
+
+func TestTraceBindingLen(t *testing.T) {
+	t.Parallel()
+	for _, mailbox := range []string{"", "mbx-2a20342e96294505a35eb5c8364eb67c"} {
+		if got, want := TraceBindingLen(mailbox), len(TraceBinding(NewID(), mailbox)); got != want {
+			t.Errorf("%q: %d octets, want %d", mailbox, got, want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -44,6 +45,37 @@ func (j *Journal) Open(id ID) (*Reader, error) {
 	}
 	return &Reader{&checked{j: j, s: s, sum: sha256.New()}, s.meta, func() error { s.close(); return nil }}, nil
 }
+
+// inlines keeps the memory of bodies that were read from segments for the next ones.
+var inlines sync.Pool
+
+// takeInline returns memory for size octets of a body.
+func takeInline(size int64) []byte {
+	if b, ok := inlines.Get().(*[]byte); ok && int64(cap(*b)) >= size {
+		return (*b)[:size]
+	}
+	const unit = 64 << 10
+	return make([]byte, size, (size+unit-1)/unit*unit)
+}
+
+// inMemory makes a Reader of the octets of a body. Its Close gives their memory away.
+func inMemory(b []byte, m Meta) *Reader {
+	r := &Reader{ReaderAt: bytes.NewReader(b), Meta: m}
+	var once sync.Once
+	r.close = func() error {
+		once.Do(func() {
+			r.ReaderAt = closed{}
+			inlines.Put(&b)
+		})
+		return nil
+	}
+	return r
+}
+
+// closed is what a Reader reads after its end.
+type closed struct{}
+
+func (closed) ReadAt([]byte, int64) (int, error) { return 0, fs.ErrClosed }
 
 // source is the place of one message's octets, held open.
 type source struct {

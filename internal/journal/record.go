@@ -24,7 +24,14 @@ func NewID() ID {
 
 // String returns the GUID form, 8-4-4-4-12 hex digits.
 func (id ID) String() string {
-	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+	b := make([]byte, 0, 36)
+	for i := range id {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, id[i:i+1])
+	}
+	return string(b)
 }
 
 // ParseID reads what String writes.
@@ -264,5 +271,12 @@ func parseCopiedHeader(b []byte) (ids []ID, times []time.Time, err error) {
 // message's plaintext. It binds the octets to the record: a message that was moved
 // under another id or mailbox is seen when it is opened.
 func TraceBinding(id ID, mailbox string) string {
-	return "X-Msgw-Id: " + id.String() + " " + mailbox + "\r\n"
+	return bindingField + id.String() + " " + mailbox + "\r\n"
+}
+
+const bindingField = "X-Msgw-Id: "
+
+// TraceBindingLen returns how many octets TraceBinding has for a mailbox.
+func TraceBindingLen(mailbox string) int {
+	return len(bindingField) + len("01234567-89ab-cdef-0123-456789abcdef") + len(" ") + len(mailbox) + len("\r\n")
 }

@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -141,7 +140,7 @@ func (j *Journal) scrubber(ctx context.Context) {
 // the record is as it was; else its octets are what was written if they have the
 // SHA-256 that is known from elsewhere.
 func (j *Journal) readInline(s *source) ([]byte, error) {
-	b := make([]byte, s.meta.Sealed)
+	b := takeInline(s.meta.Sealed)
 	if n, err := s.octets.ReadAt(b, s.at); n < len(b) {
 		return nil, j.harmed(s, err)
 	}
@@ -155,9 +154,4 @@ func (j *Journal) readInline(s *source) ([]byte, error) {
 		}
 	}
 	return b, nil
-}
-
-// inMemory makes a Reader of octets.
-func inMemory(b []byte, m Meta) *Reader {
-	return &Reader{bytes.NewReader(b), m, func() error { return nil }}
 }

@@ -49,10 +49,10 @@ func (c *Conn) Known() {
 	}
 }
 
-// makeRoom closes the stranger that has been silent for longest, if there is one. n.mu
-// is held.
+// makeRoom closes the stranger that has been silent for longest, if there is one, and not
+// as many as there are places have yet to end. n.mu is held.
 func (n *counter) makeRoom() bool {
-	for {
+	for n.leaving < n.limits.Total {
 		now := time.Now()
 		var s *seat
 		var since int64
@@ -68,9 +68,11 @@ func (n *counter) makeRoom() bool {
 			delete(n.strangers, s)
 			s.given = true
 			n.total--
+			n.leaving++
 			return true
 		}
 	}
+	return false
 }
 
 // place is what a Conn knows of its place among the connections.

@@ -293,5 +293,21 @@ func TestPlacesAreCounted(t *testing.T) {
 				t.Errorf("%s was closed for the sake of a connection that was refused", remotes[i])
 			}
 		}
+		// Those that were told to go and have not gone are no more than the places.
+		for i := range 4 {
+			s, refused := n.acquire(remote(fakeConn{addr: fmt.Sprintf("192.0.2.%d:1", 3+i)}))
+			if (refused == "") != (i < 2) {
+				t.Errorf("%d: got %q", i, refused)
+			}
+			if s != nil {
+				ours, theirs := net.Pipe()
+				defer theirs.Close()
+				c := NewConn(ours, Deadlines{})
+				c.Stranger(context.WithValue(t.Context(), seatKey{}, s))
+				go c.Read(make([]byte, 1))
+			}
+			synctest.Wait()
+			time.Sleep(time.Second)
+		}
 	})
 }

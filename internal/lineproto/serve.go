@@ -31,8 +31,10 @@ type counter struct {
 	mu    sync.Mutex
 	total int
 	open  map[netip.Prefix]int
-	// strangers are the connections whose place may be given to another.
+	// strangers are the connections whose place may be given to another, leaving is how
+	// many did so and have not ended yet.
 	strangers map[*seat]*Conn
+	leaving   int
 }
 
 func newCounter(limits Limits) *counter {
@@ -87,7 +89,9 @@ func (s *seat) release() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.strangers, s)
-	if !s.given {
+	if s.given {
+		n.leaving--
+	} else {
 		n.total--
 	}
 	for _, p := range []netip.Prefix{s.address, s.network} {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -61,6 +62,12 @@ func (n mailboxes) Strict(id string) bool {
 	return ok && s.Strict(m)
 }
 
+// Seals returns whether a key is the active one of a mailbox.
+func (n mailboxes) Seals(id, key string) bool {
+	k, ok := n.store.State().Mailboxes[id].ActiveKey()
+	return ok && k.ID == key
+}
+
 // maildrops is the pop3d.Maildrops of this node.
 type maildrops struct {
 	n *Node
@@ -91,22 +98,26 @@ func (d *maildrops) Login(ctx context.Context, user, password string) (pop3d.Mai
 		return nil, fmt.Errorf("%w: %w", pop3d.ErrTemporary, err)
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.open[id] {
+	inUse := d.open[id]
+	d.open[id] = true
+	d.mu.Unlock() // listing may take a while, and others log in meanwhile
+	if inUse {
 		return nil, pop3d.ErrInUse
 	}
-	d.open[id] = true
-	drop := &maildrop{drops: d, mailbox: id, ids: ids, failed: map[int]bool{}}
 	if !d.n.shipper.Listable() {
 		d.n.log.Info("own messages are not listed yet: the other site may have handed some of them over", "mailbox", id)
 	}
-	for _, w := range d.n.site().List(id) {
-		// What an older password locked away, or cannot be read, stays waiting, unlisted.
-		if _, quarantined := d.n.quarantine.holds(w.ID); !quarantined && seal.Unlockable(m.Keys, w.Key) {
-			drop.mail = append(drop.mail, w)
-		}
-	}
-	return drop, nil
+	return d.list(id, m.Keys, ids), nil
+}
+
+// list lists the messages of a mailbox that ids open. What an older password locked
+// away, or cannot be read, stays waiting, unlisted.
+func (d *maildrops) list(mailbox string, keys []seal.Key, ids []seal.Identity) *maildrop {
+	mail := slices.DeleteFunc(d.n.site().List(mailbox), func(m shadow.Mail) bool {
+		_, quarantined := d.n.quarantine.holds(m.ID)
+		return quarantined || !seal.Unlockable(keys, m.Key)
+	})
+	return &maildrop{drops: d, mailbox: mailbox, ids: ids, mail: mail, failed: map[int]bool{}}
 }
 
 func (n *Node) site() shadow.Site { return shadow.Site{Shipper: n.shipper, Holder: n.holder} }
@@ -117,7 +128,9 @@ type maildrop struct {
 	mailbox string
 	ids     []seal.Identity
 	mail    []shadow.Mail
-	failed  map[int]bool // messages that could not be read, by index in mail
+
+	mu     sync.Mutex
+	failed map[int]bool // messages that could not be read, by index in mail
 }
 
 func (d *maildrop) Messages() []pop3d.Message {
@@ -137,7 +150,7 @@ func traceFields(m journal.Meta) int64 {
 	if m.Flags&journal.JournalReport != 0 {
 		return 0
 	}
-	return max(0, m.Trace-int64(len(journal.TraceBinding(m.ID, m.Mailbox)))-int64(len("\r\n")))
+	return max(0, m.Trace-int64(journal.TraceBindingLen(m.Mailbox)+len("\r\n")))
 }
 
 // Open unseals a message.
@@ -156,14 +169,27 @@ func (d *maildrop) Open(ctx context.Context, i int) (io.ReadCloser, error) {
 func (d *maildrop) unread(ctx context.Context, i int, err error) {
 	m := d.mail[i]
 	d.drops.n.log.Error("waiting message cannot be read", "id", m.ID.String(), "mailbox", d.mailbox, "err", err)
-	if d.failed[i] || !unreadable(err) {
+	if d.hasFailed(i, false) || ctx.Err() != nil {
 		return
 	}
-	d.failed[i] = true
 	if damage := m.From.Check(ctx, m.ID); errors.Is(damage, journal.ErrDamaged) {
 		err = damage
 	}
-	d.drops.n.quarantine.failed(m.Meta, err)
+	if unreadable(err) && !d.hasFailed(i, true) {
+		d.drops.n.quarantine.failed(m.Meta, err)
+	}
+}
+
+// hasFailed returns whether a message could not be read before in this session, and notes
+// that it could not be now. One message is read while the next is opened.
+func (d *maildrop) hasFailed(i int, now bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before := d.failed[i]
+	if now {
+		d.failed[i] = true
+	}
+	return before
 }
 
 // unseal opens the message behind m, checks that its octets belong to m, and returns it as

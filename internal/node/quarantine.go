@@ -103,14 +103,17 @@ func (q *quarantine) list() []quarantined {
 	})
 }
 
-// unreadable returns whether an error is the message's own, and not of a moment.
+// unreadable returns whether an error is the message's own, and not of a moment. What the
+// system says of a disk is the message's only if the journal says so too, having read it
+// anew: it is then looked at again.
 func unreadable(err error) bool {
 	for _, passes := range []error{context.Canceled, context.DeadlineExceeded, journal.ErrClosed, journal.ErrNotFound, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
 		if errors.Is(err, passes) {
 			return false
 		}
 	}
-	return true
+	var system syscall.Errno
+	return errors.Is(err, journal.ErrDamaged) || !errors.As(err, &system)
 }
 
 // failed counts a session in which a message could not be read.

@@ -40,7 +40,7 @@ func TestQuarantineCounts(t *testing.T) {
 		}
 		damaged := fmt.Errorf("x: %w", journal.ErrDamaged)
 		// What passes is no fault of the message.
-		fail(damaged, damaged, syscall.EMFILE, context.Canceled, fmt.Errorf("x: %w", journal.ErrClosed), journal.ErrNotFound)
+		fail(damaged, damaged, syscall.EMFILE, fmt.Errorf("read: %w", syscall.EIO), fmt.Errorf("read: %w", syscall.ETIMEDOUT), context.Canceled, fmt.Errorf("x: %w", journal.ErrClosed), journal.ErrNotFound)
 		held(false)
 		// A failure of long ago does not count.
 		time.Sleep(failedFor + time.Second)
@@ -65,6 +65,15 @@ func TestQuarantineCounts(t *testing.T) {
 			t.Error(err)
 		}
 		held(false)
+		// Where the disk does not read, the journal says that it is damage.
+		other := m
+		other.ID = journal.NewID()
+		for range quarantineAfter {
+			q.failed(other, fmt.Errorf("%w: %w", journal.ErrDamaged, syscall.EIO))
+		}
+		if x, ok := q.holds(other.ID); !ok || !x.Damage {
+			t.Errorf("%+v, %v", x, ok)
+		}
 		// What belongs to another record cannot be mended by a copy.
 		fail(errOtherRecord, errOtherRecord, errOtherRecord)
 		if x, ok := q.holds(m.ID); !ok || x.Damage {

@@ -30,13 +30,42 @@ func restrictions(r raftstore.Restrictions) (smtpnode.Restrictions, error) {
 		}
 		out.Allow = append(out.Allow, p...)
 	}
-	if out.ClientNames = lifted(r.Clients); out.ClientNames == nil || r.ClientCA == "" || r.ClientCA == raftstore.SystemCAs {
+	if out.ClientNames = lifted(r.Clients); out.ClientNames == nil {
 		return out, nil
 	}
-	if out.ClientCAs = x509.NewCertPool(); !out.ClientCAs.AppendCertsFromPEM([]byte(r.ClientCA)) {
-		return out, errors.New("client-ca: expected certificates in PEM form")
+	var err error
+	out.ClientCAs, err = clientCAs(r.ClientCA)
+	return out, err
+}
+
+// clientCAs returns the CAs that issue clients' certificates; nil: those that the system
+// trusts.
+func clientCAs(pem string) (*x509.CertPool, error) {
+	if pem == "" || pem == raftstore.SystemCAs {
+		return nil, nil
 	}
-	return out, nil
+	p := x509.NewCertPool()
+	if !p.AppendCertsFromPEM([]byte(pem)) {
+		return nil, errors.New("client-ca: expected certificates in PEM form")
+	}
+	return p, nil
+}
+
+// checkRestrictions checks what an operator wants, and also what does not count yet: a CA
+// does once a name of a client is asked for, here or for all, and all mail would wait then.
+func checkRestrictions(r raftstore.Restrictions) error {
+	if _, err := restrictions(r); err != nil {
+		return err
+	}
+	if _, err := clientCAs(r.ClientCA); err != nil {
+		return err
+	}
+	for _, name := range lifted(r.Clients) {
+		if err := CheckHostName(name); err != nil {
+			return fmt.Errorf("client-name: %w", err)
+		}
+	}
+	return nil
 }
 
 // lifted returns a list without the word that stands for no list.
@@ -137,20 +166,12 @@ func (n operator) SetMailbox(ctx context.Context, id string, r admin.SetMailbox)
 
 func (n operator) restrict(ctx context.Context, id string, from raftstore.Restrictions, m admin.SetMailbox) (admin.Change, error) {
 	to := raftstore.Restrictions(m.Restrictions)
-	bad := func(err error) (admin.Change, error) {
+	if err := checkRestrictions(to); err != nil {
 		return admin.Change{}, admin.Errorf(http.StatusBadRequest, "", "%v", err)
-	}
-	if _, err := restrictions(to); err != nil {
-		return bad(err)
 	}
 	if most := cmp.Or(n.store.State().Restrictions.MaxSize, smtpnode.DefaultMaxSize); id != "" && to.MaxSize > most {
 		return admin.Change{}, admin.Errorf(http.StatusBadRequest, "raise it for all with `msgw mailbox set default --max-size` first",
 			"max-size %d: this appliance takes messages of %d octets at most", to.MaxSize, most)
-	}
-	for _, name := range lifted(to.Clients) {
-		if err := CheckHostName(name); err != nil {
-			return bad(fmt.Errorf("client-name: %w", err))
-		}
 	}
 	if m.Description != nil {
 		if err := checkDescription(*m.Description); err != nil {

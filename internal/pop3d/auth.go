@@ -154,7 +154,7 @@ func (s *session) login(ctx context.Context, user, password string) error {
 	s.srv.metrics.logins.WithLabelValues(loginOK).Inc()
 	s.conn.Known()
 	s.conn.SetLimits(lineproto.Deadlines{Idle: s.srv.options.Idle, Write: s.srv.options.WriteTime})
-	s.drop, s.list = drop, drop.Messages()
+	s.drop, s.list, s.expected = drop, drop.Messages(), none
 	s.log = s.log.With("mailbox", user)
 	s.restore()
 	s.reply("+OK " + strconv.Itoa(len(s.list)) + " messages")

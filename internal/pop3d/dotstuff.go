@@ -43,29 +43,33 @@ func (s *stuffer) Write(p []byte) (int, error) {
 		if !s.within && p[0] == '.' {
 			s.w.WriteByte('.')
 		}
-		i := bytes.IndexByte(p, '\n')
-		if i < 0 {
-			s.within, s.crlf, s.cr = true, false, p[len(p)-1] == '\r'
-			s.octets += int64(len(p))
-			_, err := s.w.Write(p)
-			return taken, err
+		// Where no LF is sent as CRLF, only those before a dot are of interest.
+		sought := "\n."
+		if s.lfDot {
+			sought = "\n"
 		}
-		s.crlf = s.cr
-		if i > 0 {
-			s.crlf = p[i-1] == '\r'
+		n := bytes.Index(p, []byte(sought)) + 1
+		if n == 0 {
+			n = len(p)
 		}
-		line, end := p[:i], "\n"
-		if !s.crlf && s.lfDot {
-			end = "\r\n"
+		piece := p[:n]
+		lf := piece[n-1] == '\n'
+		s.crlf = lf && s.cr
+		if lf && n > 1 {
+			s.crlf = piece[n-2] == '\r'
 		}
-		s.within, s.cr = !s.crlf && !s.lfDot, false
-		s.octets += int64(len(line) + len(end))
-		s.w.Write(line)
+		if lf && !s.crlf && s.lfDot {
+			s.w.Write(piece[:n-1])
+			piece = []byte("\r\n")
+			s.octets += int64(n - 1)
+		}
+		s.within, s.cr = !s.crlf && !(lf && s.lfDot), piece[len(piece)-1] == '\r'
+		s.octets += int64(len(piece))
 		// bufio.Writer keeps the first error; this call gives it back.
-		if _, err := s.w.WriteString(end); err != nil {
+		if _, err := s.w.Write(piece); err != nil {
 			return taken - len(p), err
 		}
-		p = p[i+1:]
+		p = p[n:]
 	}
 	return taken, nil
 }

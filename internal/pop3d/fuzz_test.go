@@ -56,6 +56,7 @@ func FuzzSession(f *testing.F) {
 		"\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n",
 		"USER a\r\nPASS  \x00\xff\r\r\nRETR -1\r\nTOP 1 99999999999999999999\r\nLIST 01\r\n",
 		"USER a\r\nPASS b\r\nRETR 5\r\nTOP 5 0\r\nTOP 5 1\r\nRETR 6\r\nTOP 6 0\r\nTOP 6 1\r\nTOP 3 1\r\nDELE 6\r\nDELE 6\r\nDELE 5\r\nLIST\r\nUIDL\r\nLIST 6\r\nQUIT\r\nDELE 1\r\n",
+		"USER a\r\nPASS b\r\nDELE 2\r\nSTAT\r\nRSET\r\nSTAT\r\n",
 		"USER busy\r\nPASS b\r\nUSER broken\r\nPASS b\r\nUSER a\r\nPASS b\r\nUSER a\r\nSTLS\r\nDELE 1\r\nQUIT 1\r\n QUIT\r\n",
 		"AUTH PLAIN\r\nAGE\rAYg==\r\nAUTH plain  AGEAYg==\r\nDELE 3\r\nQU\u0131T\r\n\xc5\xbfTAT\r\nQUIT",
 	} {

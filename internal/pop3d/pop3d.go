@@ -7,7 +7,7 @@
 //     after the maildrop made the deletion durable. Whatever else ends a session
 //     deletes nothing.
 //   - A message that cannot be read to its authenticated end never gets its final
-//     dot, and one of up to 64 KiB is not begun.
+//     dot, and one of up to 128 KiB is not begun.
 //   - What a message holds cannot end the response that carries it.
 //   - Listing reads no message, and a session needs no memory that grows with the
 //     size of a message or with what the client sends.
@@ -37,8 +37,9 @@ type Maildrops interface {
 	Login(ctx context.Context, user, password string) (Maildrop, error)
 }
 
-// Maildrop is one locked mailbox, used by one session. Its messages are known by
-// their index in Messages.
+// Maildrop is one locked mailbox, used by one session: it is asked for one thing at a
+// time, but a message may be read while another one is opened. Its messages are known
+// by their index in Messages.
 type Maildrop interface {
 	// Messages lists what was there at login. It is called once, and does not
 	// decrypt.

@@ -92,8 +92,11 @@ func (m *reference) refuse() {
 }
 
 var (
-	httpMethods = regexp.MustCompile(`^(GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI)$`)
-	digits      = regexp.MustCompile(`^[0-9]+$`)
+	httpMethods   = regexp.MustCompile(`^(GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI)$`)
+	withoutArg    = regexp.MustCompile(`^(CAPA|QUIT|STLS|STAT|RSET|NOOP)$`)
+	transactional = regexp.MustCompile(`^(STAT|LIST|UIDL|RETR|TOP|DELE|RSET|NOOP)$`)
+	plainName     = regexp.MustCompile(`^(?i:PLAIN)$`)
+	digits        = regexp.MustCompile(`^[0-9]+$`)
 )
 
 func (m *reference) command(line string) {
@@ -123,7 +126,7 @@ func (m *reference) command(line string) {
 		m.expect("+OK")
 	case verb == "AUTH":
 		m.auth(trimmed)
-	case regexp.MustCompile(`^(CAPA|QUIT|STLS|STAT|RSET|NOOP)$`).MatchString(verb) && trimmed != "":
+	case withoutArg.MatchString(verb) && trimmed != "":
 		m.refuse()
 	case verb == "CAPA":
 		m.expect("+OK")
@@ -146,7 +149,7 @@ func (m *reference) command(line string) {
 		}
 	case verb == "STLS":
 		m.stls()
-	case !regexp.MustCompile(`^(STAT|LIST|UIDL|RETR|TOP|DELE|RSET|NOOP)$`).MatchString(verb), !m.loggedIn:
+	case !transactional.MatchString(verb), !m.loggedIn:
 		m.refuse()
 	default:
 		m.transaction(verb, trimmed)
@@ -187,7 +190,7 @@ func (m *reference) auth(arg string) {
 		return
 	}
 	mechanism, response, has := strings.Cut(arg, " ")
-	if !regexp.MustCompile(`^(?i:PLAIN)$`).MatchString(mechanism) {
+	if !plainName.MatchString(mechanism) {
 		m.refuse()
 		return
 	}

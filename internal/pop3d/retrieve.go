@@ -6,9 +6,13 @@ import (
 	"io"
 )
 
-// chunkSize is how much of a message is read at a time. A sealed message of one
-// chunk is wholly authenticated before any of it is sent.
-const chunkSize = 64 << 10
+const (
+	// chunkSize is how much of a message is read at a time. A message of one chunk is
+	// wholly authenticated before any of it is sent.
+	chunkSize = 128 << 10
+	// topStep is the same for TOP. A sealed message is decrypted by 64 KiB.
+	topStep = 16 << 10
+)
 
 // fill reads until p is full or r fails. io.EOF is the only good end. (io.ReadFull
 // will not do: its io.ErrUnexpectedEOF for a short message is also what a reader
@@ -61,22 +65,80 @@ func (t *top) take(p []byte) ([]byte, bool) {
 	return p, t.body && t.lines == 0
 }
 
+// opened is a message that is being handed over.
+type opened struct {
+	i    int
+	r    io.ReadCloser // nil once nothing more is read
+	buf  []byte
+	n    int   // octets of buf that belong to the answer
+	err  error // of the last read
+	done bool  // the answer ends with buf: the message does, or TOP wants no more
+	cut  bool  // and the message goes on
+}
+
+// open opens message i and reads what the answer begins with, all of it if it fits
+// into buf. The error is in what it returns.
+func (s *session) open(work context.Context, i int, buf []byte, t *top) *opened {
+	o := &opened{i: i, buf: buf}
+	if o.r, o.err = s.drop.Open(work, i); o.err != nil {
+		o.r = nil
+		return o
+	}
+	if o.buf == nil {
+		o.buf = make([]byte, chunkSize+1) // one more than a chunk, to meet its end
+	}
+	o.next(t)
+	return o
+}
+
+// next reads the next part of the answer. For TOP it reads little at a time, since
+// whatever is read is decrypted.
+func (o *opened) next(t *top) {
+	o.n = 0
+	for o.err == nil && !o.done && o.n < len(o.buf) {
+		p := o.buf[o.n:]
+		if t != nil {
+			p = p[:min(len(p), topStep)]
+		}
+		var k int
+		k, o.err = fill(o.r, p)
+		p = p[:k]
+		if t != nil {
+			p, o.done = t.take(p)
+		}
+		o.n += len(p)
+		if o.done || o.err == io.EOF {
+			o.done, o.cut = true, o.err == nil || len(p) < k
+		}
+	}
+	if o.done || o.err != nil {
+		o.close()
+	}
+}
+
+// close lets go of the message; buf stays.
+func (o *opened) close() {
+	if o.r != nil {
+		// It was only read: what was read tells whether it is whole.
+		_ = o.r.Close()
+		o.r = nil
+	}
+}
+
+// broken says that the message cannot be read to its authenticated end.
+func (o *opened) broken() bool { return o.err != nil && o.err != io.EOF }
+
 // send answers RETR (cut is nil) or TOP with message i. work ends when a stopping
 // server has waited long enough.
 func (s *session) send(work context.Context, i int, cut *top) error {
 	m := s.list[i]
-	r, err := s.drop.Open(work, i)
-	if err != nil {
-		s.unreadable(m, err)
-		return nil
-	}
-	defer r.Close()
-	if s.chunk == nil {
-		s.chunk = make([]byte, chunkSize+1) // one more than a chunk, to meet its end
-	}
-	n, err := fill(r, s.chunk)
-	if err != nil && err != io.EOF {
-		s.unreadable(m, err)
+	o := s.get(work, i, cut)
+	defer func() {
+		o.close()
+		s.spare = o.buf
+	}()
+	if o.broken() {
+		s.unreadable(m, o.err)
 		return nil
 	}
 	if cut == nil {
@@ -85,25 +147,19 @@ func (s *session) send(work context.Context, i int, cut *top) error {
 		s.reply("+OK top of message follows")
 	}
 	out := stuffer{w: s.out, lfDot: m.LFDot}
-	whole := false
-	for done := false; ; {
-		p := s.chunk[:n]
-		if cut != nil {
-			p, done = cut.take(p)
+	for {
+		if _, err := out.Write(o.buf[:o.n]); err != nil {
+			return err
 		}
-		if _, werr := out.Write(p); werr != nil {
-			return werr
-		}
-		if done || err == io.EOF {
-			whole = err == io.EOF && len(p) == n
+		if o.done {
 			break
 		}
-		if n, err = fill(r, s.chunk[:chunkSize]); err != nil && err != io.EOF {
-			s.log.Error("pop3 message broke off", "id", m.ID, "err", err)
+		if o.next(cut); o.broken() {
+			s.log.Error("pop3 message broke off", "id", m.ID, "err", o.err)
 			return endUnreadable
 		}
 	}
-	if err := out.end(!whole); err != nil {
+	if err := out.end(o.cut); err != nil {
 		return err
 	}
 	if cut == nil {

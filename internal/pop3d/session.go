@@ -43,6 +43,7 @@ const (
 	endLogins     end = "too many failed logins"
 	endUnreadable end = "message unreadable"
 	endUndeleted  end = "delete failed"
+	endDefect     end = "defect of this program"
 )
 
 // session is one connection.
@@ -66,7 +67,10 @@ type session struct {
 	deleted []bool // by index in list
 	marked  int    // how many of deleted are set
 	left    int64  // octets of those that are not
-	chunk   []byte
+
+	spare    []byte // of two buffers of a chunk, the one that is not in use
+	ahead    *ahead // the message that is read ahead, or nil
+	expected int    // the message that follows the last one retrieved
 
 	retrieved, removed int
 	octets             int64
@@ -109,10 +113,13 @@ func (s *session) serve(ctx context.Context, implicit bool) {
 	ended := make(chan struct{})
 	var watch sync.WaitGroup
 	watch.Go(func() { s.watch(ctx, cancel, ended) })
-	err := s.converse(ctx, work, implicit)
-	close(ended)
-	watch.Wait()
-	s.finish(err)
+	var err error = endDefect // until it returns: even then the maildrop is let go
+	defer func() {
+		close(ended)
+		watch.Wait()
+		s.finish(err)
+	}()
+	err = s.converse(ctx, work, implicit)
 }
 
 // watch stops the session when ctx ends: it then waits for no further command, and
@@ -279,6 +286,7 @@ func (s *session) capa() {
 // finish lets go of the maildrop and of the connection, and logs the session.
 func (s *session) finish(err error) {
 	if s.drop != nil {
+		s.takeAhead(none)
 		// Before the answer to QUIT is flushed: who comes back at once finds it unlocked.
 		s.drop.Close()
 	}
@@ -294,7 +302,7 @@ func (s *session) finish(err error) {
 	}
 	s.conn.CloseBy(time.Now().Add(closeTime))
 	// Nothing more may follow half a message, not even the notice that TLS ends.
-	if why != endUnreadable && why != endTLS {
+	if why != endUnreadable && why != endTLS && why != endDefect {
 		// What fails here fails because the peer has gone, which is no news.
 		_ = s.out.Flush()
 		if s.tls != nil {

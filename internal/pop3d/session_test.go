@@ -1,10 +1,12 @@
 package pop3d
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -193,6 +195,43 @@ func TestInUse(t *testing.T) {
 	a.script("C: QUIT", "S: +OK") // the answer says that the lock is gone
 	b.script("C: AUTH PLAIN "+sasl("", mailbox, password), "S: +OK 3...")
 }
+
+// A defect that one session meets does not lock the archive out of the maildrop, and ends
+// the session in the middle of a message as any other failure does.
+func TestDefectUnlocks(t *testing.T) {
+	t.Parallel()
+	drop := three()
+	body := strings.NewReader(crlfLines(1 << 20))
+	drop.open = func(_ context.Context, i int) (io.ReadCloser, error) {
+		if i == 0 {
+			panic("a defect")
+		}
+		return io.NopCloser(io.MultiReader(io.LimitReader(body, 1<<19), defect{})), nil
+	}
+	s := start(t, drop, false)
+	c := s.loggedIn(t)
+	c.script("C: DELE 3", "S: +OK...", octets("RETR 1\r\nQUIT\r\n"))
+	if got, err := c.read(); err == nil {
+		t.Errorf("got %q", got)
+	}
+	c = s.loggedIn(t)
+	c.script(octets("DELE 3\r\nRETR 2\r\nQUIT\r\n"), "S: +OK...", "S: +OK message follows")
+	if got, err := c.body(); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("%d octets, and then %v", len(got), err)
+	}
+	s.stop()
+	<-s.done
+	if deletes, _ := drop.state(); deletes != nil || drop.closed != 2 {
+		t.Errorf("deleted %v, closed %d times", deletes, drop.closed)
+	}
+	if n := strings.Count(s.log.String(), `outcome="defect of this program"`); n != 2 {
+		t.Errorf("%d sessions: %s", n, s.log)
+	}
+}
+
+type defect struct{}
+
+func (defect) Read([]byte) (int, error) { panic("a defect") }
 
 // The user name of a failed login is cut and quoted in the log.
 func TestFailedLoginLog(t *testing.T) {

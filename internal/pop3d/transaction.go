@@ -116,6 +116,7 @@ func (s *session) quit(work context.Context) error {
 			which = append(which, i)
 		}
 	}
+	s.takeAhead(none)
 	if err := s.drop.Delete(work, which); err != nil {
 		s.log.Error("pop3 delete failed", "messages", len(which), "err", err)
 		s.reply("-ERR [SYS/TEMP] not every message was deleted")

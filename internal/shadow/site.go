@@ -16,20 +16,28 @@ type Mail struct {
 }
 
 // List returns what waits in a mailbox, no id twice (RFC 1939 section 7).
-func (s Site) List(mailbox string) (mail []Mail) {
-	listed := map[journal.ID]bool{}
-	list := func(from *journal.Journal, metas []journal.Meta) {
-		for _, meta := range metas {
-			if !listed[meta.ID] {
-				listed[meta.ID] = true
-				mail = append(mail, Mail{meta, from})
-			}
+func (s Site) List(mailbox string) []Mail {
+	var own []journal.Meta
+	if s.Shipper.Listable() {
+		own = s.Shipper.own.List(mailbox)
+	}
+	held := s.Holder.List(mailbox)
+	mail := make([]Mail, 0, len(own)+len(held)) // there may be many
+	for _, m := range own {
+		mail = append(mail, Mail{m, s.Shipper.own})
+	}
+	if len(held) == 0 {
+		return mail
+	}
+	listed := make(map[journal.ID]bool, len(own))
+	for _, m := range own {
+		listed[m.ID] = true
+	}
+	for _, m := range held {
+		if !listed[m.ID] {
+			mail = append(mail, Mail{m, s.Holder.held})
 		}
 	}
-	if s.Shipper.Listable() {
-		list(s.Shipper.own, s.Shipper.own.List(mailbox))
-	}
-	list(s.Holder.held, s.Holder.List(mailbox))
 	return mail
 }
 

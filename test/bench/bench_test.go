@@ -36,7 +36,7 @@ var (
 )
 
 // servers holds the mail servers that msgw is measured beside.
-var servers = &peers.Root{Name: "bench", Packages: []string{"postfix", "dovecot-core", "dovecot-lmtpd"}}
+var servers = &peers.Root{Name: "bench", Packages: []string{"postfix", "dovecot-core", "dovecot-lmtpd", "dovecot-pop3d"}}
 
 func TestMain(m *testing.M) {
 	if program := os.Getenv(programEnv); program != "" {

@@ -25,10 +25,12 @@ import (
 )
 
 // dovecot takes mail by LMTP and stores it in maildirs, encrypted by its plugin
-// mail_crypt. The settings are those of https://doc.dovecot.org/2.3/.
+// mail_crypt unless plain. The settings are those of https://doc.dovecot.org/2.3/.
 type dovecot struct {
 	target
 	dir, name, ip string
+	plain         bool
+	pop3          bool // hands it over by POP3
 	g             *group
 }
 
@@ -69,6 +71,24 @@ func (d *dovecot) up(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	protocol, plugin, handover := "", "mail_crypt", ""
+	if d.plain {
+		plugin = ""
+	}
+	if d.pop3 {
+		protocol = "pop3"
+		handover = fmt.Sprintf(`
+service pop3-login {
+  inet_listener pop3 {
+    port = 0
+  }
+  inet_listener pop3s {
+    address = %s
+    port = 995
+    ssl = yes
+  }
+}`, d.ip)
+	}
 	base := "/srv/" + d.name
 	servers.Write(t, base+"/private.pem", string(keyPEM(t, key)), 0o644)
 	servers.Write(t, base+"/public.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})), 0o644)
@@ -76,12 +96,12 @@ func (d *dovecot) up(t *testing.T) {
 base_dir = %[1]s/run
 state_dir = %[1]s/state
 log_path = %[2]s/log
-protocols = lmtp
+protocols = lmtp %[6]s
 ssl = yes
 ssl_cert = <%[3]s
 ssl_key = <%[3]s
 mail_location = maildir:%[2]s/mail/%%u
-mail_plugins = mail_crypt
+mail_plugins = %[7]s
 plugin {
   mail_crypt_global_public_key = <%[1]s/public.pem
   mail_crypt_global_private_key = <%[1]s/private.pem
@@ -102,7 +122,8 @@ service lmtp {
     port = 24
   }
 }
-`, base, d.dir, cert, d.ip, nobody), 0o644)
+%[8]s
+`, base, d.dir, cert, d.ip, nobody, protocol, plugin, handover), 0o644)
 	d.target = target{addr: d.ip + ":24", lmtp: true, tls: client, to: user}
 	cmd := servers.Command(context.WithoutCancel(t.Context()), "/usr/sbin/dovecot", "-F", "-c", base+"/dovecot.conf")
 	running(t, d.g, cmd, d.dir+"/log")

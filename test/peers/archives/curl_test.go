@@ -25,18 +25,16 @@ touch "$dir/seen"
 curl --config "$config" --request UIDL --output "$dir/list" --url "$url/"
 tr -d '\r' <"$dir/list" >"$dir/uidl"
 : >"$dir/session" >"$dir/new"
-while read -r number uid; do
-  [ -n "$uid" ] || continue
-  if ! grep -qxF -- "$uid" "$dir/seen"; then
-    cat "$config"
-    printf 'url = "%s/%s"\noutput = "%s/%06d"\nnext\n' "$url" "$number" "$mail" "$number"
-    echo "$uid" >>"$dir/new"
-  fi
-  if [ "$mode" = delete ]; then
-    cat "$config"
-    printf 'url = "%s/%s"\nlist-only\nrequest = "DELE"\nnext\n' "$url" "$number"
-  fi
-done <"$dir/uidl" >"$dir/session"
+awk -v url="$url" -v mail="$mail" -v mode="$mode" -v new="$dir/new" '
+  FILENAME == ARGV[1] { config = config $0 "\n"; next }
+  FILENAME == ARGV[2] { seen[$0] = 1; next }
+  NF < 2 { next }
+  !($2 in seen) {
+    printf "%surl = \"%s/%s\"\noutput = \"%s/%06d\"\nnext\n", config, url, $1, mail, $1
+    print $2 >new
+  }
+  mode == "delete" { printf "%surl = \"%s/%s\"\nlist-only\nrequest = \"DELE\"\nnext\n", config, url, $1 }
+' "$config" "$dir/seen" "$dir/uidl" >"$dir/session"
 [ -s "$dir/session" ] || exit 0
 sed -i '$d' "$dir/session" # the last next
 curl --config "$dir/session"
