@@ -173,6 +173,8 @@ coredns_dnsplugin_queries_total rcode=NOERROR type=other 2
 coredns_dnsplugin_queries_total rcode=NXDOMAIN type=A 1
 coredns_dnsplugin_queries_total rcode=REFUSED type=AXFR 1
 coredns_dnsplugin_queries_total rcode=REFUSED type=NS 1
+coredns_dnsplugin_rate_limited_total action=dropped 0
+coredns_dnsplugin_rate_limited_total action=truncated 0
 `
 	if got := gathered(t, reg); got != want {
 		t.Errorf("%s\nwant\n%s", got, want)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -63,9 +64,13 @@ func TestReadme(t *testing.T) {
 	for i, n := range l.File().Nodes {
 		m := new(dns.Msg).SetQuestion(zone+".", dns.TypeMX).SetEdns0(1232, false)
 		m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: cookie}}
-		r, err := dns.Exchange(m, n.DNS)
-		if err != nil || r.IsEdns0() == nil || len(r.IsEdns0().Option) != 1 {
-			t.Fatalf("%v, %v", r, err)
+		var r *dns.Msg
+		labtest.Within(t, 30*time.Second, n.Name+" answers", func() (err error) { // it was started just now
+			r, err = dns.Exchange(m, n.DNS)
+			return err
+		})
+		if r.IsEdns0() == nil || len(r.IsEdns0().Option) != 1 {
+			t.Fatalf("%s answers a cookie with %v", n.Name, r)
 		}
 		got := r.IsEdns0().Option[0].(*dns.EDNS0_COOKIE).Cookie
 		if i == 0 && len(got) != 48 || i == 1 && got != cookie {
