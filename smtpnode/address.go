@@ -109,8 +109,11 @@ func quotedString(s string) bool {
 	return false
 }
 
-// splitAddress cuts at the last @.
+// splitAddress cuts at the last @, unless that stands in quotes.
 func splitAddress(a string) (local, domain string) {
+	if strings.HasSuffix(a, `"`) {
+		return a, ""
+	}
 	if i := strings.LastIndexByte(a, '@'); i >= 0 {
 		return a[:i], a[i+1:]
 	}

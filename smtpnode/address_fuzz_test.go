@@ -61,7 +61,7 @@ func FuzzPath(f *testing.F) {
 // whole local part.
 func balanced(address string) bool {
 	local := address
-	if i := strings.LastIndex(address, "@"); i >= 0 {
+	if i := strings.LastIndex(address, "@"); i >= 0 && !strings.HasSuffix(address, `"`) { // else it stands in quotes
 		if local = address[:i]; strings.Contains(address[i:], `"`) {
 			return false
 		}

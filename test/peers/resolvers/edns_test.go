@@ -132,6 +132,9 @@ func TestEDNSCompliance(t *testing.T) {
 			if strings.Contains(r.text, "MBZ") {
 				wrong("a flag that must be zero is set")
 			}
+			if (c.name == "ednscookie" || c.name == "optlist") && !strings.Contains(r.text, " (good)") {
+				wrong("dig does not take the answer to its cookie for good")
+			}
 			if strings.Contains(r.text, "OPT=100") {
 				wrong("an unknown option is echoed")
 			}
