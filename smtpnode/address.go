@@ -109,9 +109,9 @@ func quotedString(s string) bool {
 	return false
 }
 
-// splitAddress cuts at the last @, unless that stands in quotes.
+// splitAddress cuts at the last @, but not in a string in quotes that is all there is.
 func splitAddress(a string) (local, domain string) {
-	if strings.HasSuffix(a, `"`) {
+	if strings.HasPrefix(a, `"`) && quotedString(a) {
 		return a, ""
 	}
 	if i := strings.LastIndexByte(a, '@'); i >= 0 {
@@ -146,7 +146,7 @@ func Original(address string) string {
 // dots in a row.
 func unquoted(address string) string {
 	local, _ := splitAddress(address)
-	if !strings.HasPrefix(local, `"`) || !quotedString(local) {
+	if !strings.HasPrefix(local, `"`) || !quotedString(local) || local == address { // without a domain it names nobody
 		return address
 	}
 	var b strings.Builder

@@ -61,7 +61,8 @@ func FuzzPath(f *testing.F) {
 // whole local part.
 func balanced(address string) bool {
 	local := address
-	if i := strings.LastIndex(address, "@"); i >= 0 && !strings.HasSuffix(address, `"`) { // else it stands in quotes
+	// What ends with a quote is a local part alone: no domain does.
+	if i := strings.LastIndex(address, "@"); i >= 0 && !strings.HasSuffix(address, `"`) {
 		if local = address[:i]; strings.Contains(address[i:], `"`) {
 			return false
 		}
