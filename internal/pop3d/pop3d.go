@@ -5,7 +5,7 @@
 //   - No password is asked for, or passed on, before TLS.
 //   - A message is deleted only after QUIT was said, and QUIT is answered +OK only
 //     after the maildrop made the deletion durable. Whatever else ends a session
-//     deletes nothing.
+//     deletes nothing. A message that could not be read is not deleted.
 //   - A message that cannot be read to its authenticated end never gets its final
 //     dot, and one of up to 128 KiB is not begun.
 //   - What a message holds cannot end the response that carries it.

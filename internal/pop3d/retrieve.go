@@ -138,9 +138,14 @@ func (s *session) send(work context.Context, i int, cut *top) error {
 		s.spare = o.buf
 	}()
 	if o.broken() {
+		if s.unread == nil {
+			s.unread = make(map[int]bool)
+		}
+		s.unread[i] = true
 		s.unreadable(m, o.err)
 		return nil
 	}
+	delete(s.unread, i)
 	if cut == nil {
 		s.reply("+OK message follows")
 	} else {

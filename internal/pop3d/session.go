@@ -64,9 +64,10 @@ type session struct {
 	// After login.
 	drop    Maildrop
 	list    []Message
-	deleted []bool // by index in list
-	marked  int    // how many of deleted are set
-	left    int64  // octets of those that are not
+	deleted []bool       // by index in list
+	marked  int          // how many of deleted are set
+	unread  map[int]bool // messages that could not be read when they were last asked for
+	left    int64        // octets of those that are not
 
 	spare    []byte // of two buffers of a chunk, the one that is not in use
 	ahead    *ahead // the message that is read ahead, or nil

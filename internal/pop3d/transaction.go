@@ -50,6 +50,10 @@ func (s *session) transaction(work context.Context, verb, arg string) error {
 	case "UIDL":
 		s.unique("+OK ", i)
 	case "DELE":
+		if s.unread[i] { // nobody who has not got it may have it deleted
+			s.reply("-ERR [SYS/TEMP] the message could not be read, so it stays")
+			return nil
+		}
 		s.deleted[i] = true
 		s.marked++
 		s.left -= s.list[i].Octets
