@@ -76,6 +76,8 @@ func TestRecoverAndReturn(t *testing.T) {
 	b := c.join(a, "msgw2", Site)
 	c.epochs()
 	a.must(mailbox(1))
+	// On a busy machine a leader steps down for a moment.
+	within(t, 10*time.Second, "quorum", func() bool { return a.store.Status().Quorum })
 	if err := a.store.Recover(t.Context(), "for fun"); !errors.Is(err, ErrQuorum) {
 		t.Fatalf("recovery with a quorum: %v", err)
 	}
