@@ -111,7 +111,8 @@ func TestLinkOneWay(t *testing.T) {
 // gone: senders wait, and everything has two copies.
 func TestLinkBriefly(t *testing.T) {
 	t.Parallel()
-	a := newAppliance(t, plan{times: times})
+	// A cut of a second and a quarter lasts longer where the machine is busy.
+	a := newAppliance(t, plan{times: append(slices.Clone(times), "--refused", "5s", "--silent", "5s")})
 	for i := range rounds(t, 6) {
 		a.flow(10, 0)
 		a.cut([]string{drop, reject}[i%2], 0, 1)
