@@ -69,7 +69,6 @@ var curl = &client{
 	rejected:  "Login denied",
 	inUse:     "Login denied", // no more than that
 	sent:      func(w []byte) []byte { return w },
-	changed:   map[string]difference{"empty": replaced("the CRLF of the end is always taken for the message's", "\r\n", "")},
 }
 
 // curlQuote escapes what is special within quotes of its configuration (-K).

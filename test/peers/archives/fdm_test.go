@@ -39,7 +39,6 @@ var fdm = &client{
 	},
 	sent:    everyLF,
 	changed: map[string]difference{"citadel": bareLF, "bare-lf": bareLF, "bare-lf-only": bareLF, "binary": {"lines with NUL are lost", dropNUL}},
-	harmful: map[string]string{"empty": "empty message"},
 	// It verifies the chain of certificates, and asks for no name.
 	anyName:   true,
 	distrusts: "certificate verification failed",
