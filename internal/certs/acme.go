@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,7 +24,9 @@ type account struct {
 	settings ACME
 	cache    *certmagic.Cache
 	config   *certmagic.Config
-	cancel   context.CancelFunc
+	stored   map[string]*tls.Certificate // what it had got before; served until cache holds it again
+	managed  bool                        // certificates are got and renewed; only Run looks at it
+	cancel   context.CancelFunc          // ends that; nil before it has begun
 
 	mu   sync.Mutex
 	last string // the last failure; empty after a success
@@ -51,17 +55,36 @@ func (m *Manager) followACME(ctx context.Context) {
 	m.mu.Unlock()
 }
 
+// manageACME gets what is not held yet, and renews, from the first call on.
+func (m *Manager) manageACME(ctx context.Context) {
+	m.mu.Lock()
+	a := m.acme
+	m.mu.Unlock()
+	if a == nil || a.managed {
+		return
+	}
+	a.managed = true
+	ctx, a.cancel = context.WithCancel(ctx)
+	if err := a.config.ManageAsync(ctx, m.opt.Names); err != nil {
+		m.opt.Log.Error("certificates cannot be renewed", "directory", a.settings.Directory, "err", err)
+	}
+}
+
 func (m *Manager) stopACME() {
 	m.mu.Lock()
 	a := m.acme
 	m.acme = nil
 	m.mu.Unlock()
-	if a != nil {
-		a.cancel()
-		a.cache.Stop()
+	if a == nil {
+		return
 	}
+	if a.cancel != nil {
+		a.cancel()
+	}
+	a.cache.Stop()
 }
 
+// newAccount opens an account and loads what it has got before.
 func (m *Manager) newAccount(ctx context.Context, s ACME) (*account, error) {
 	a := &account{settings: s}
 	quiet := zap.NewNop() // events say what there is to say
@@ -90,11 +113,16 @@ func (m *Manager) newAccount(ctx context.Context, s ACME) (*account, error) {
 		}
 	}
 	a.config.Issuers = []certmagic.Issuer{certmagic.NewACMEIssuer(a.config, issuer)}
-	ctx, a.cancel = context.WithCancel(ctx)
-	if err := a.config.ManageAsync(ctx, m.opt.Names); err != nil {
-		a.cancel()
-		a.cache.Stop()
-		return nil, err
+	a.stored = map[string]*tls.Certificate{}
+	for _, name := range m.opt.Names {
+		c, err := a.config.CacheManagedCertificate(ctx, name)
+		if err == nil {
+			a.stored[name] = &c.Certificate
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			m.opt.Log.Error("a certificate that was obtained cannot be loaded", "name", name, "err", err)
+		}
+		// What the cache holds already, ManageAsync does not look at: whether it is due.
+		a.cache.RemoveManaged([]certmagic.SubjectIssuer{{Subject: name}})
 	}
 	return a, nil
 }
@@ -125,6 +153,9 @@ func (a *account) held(name string) *tls.Certificate {
 		if c.Leaf != nil && (best == nil || c.Leaf.NotAfter.After(best.Leaf.NotAfter)) {
 			best = &c.Certificate
 		}
+	}
+	if best == nil {
+		return a.stored[name]
 	}
 	return best
 }

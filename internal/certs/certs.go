@@ -80,6 +80,9 @@ const (
 // nil, too. It returns an error only if there is no key at all to be had.
 func Open(opt Options) (*Manager, error) {
 	m := &Manager{opt: opt, dns: challenges{values: map[string][]string{}}}
+	// Before the first port opens: who comes right after a restart sees no other
+	// certificate than before it.
+	m.followACME(context.Background())
 	err := m.renewLocal(time.Now())
 	if err == nil {
 		return m, nil
@@ -123,6 +126,7 @@ func (m *Manager) Run(ctx context.Context) {
 			m.opt.Log.Error("cannot renew the certificate of the cluster's CA; the old one is served on", "err", err)
 		}
 		m.followACME(ctx)
+		m.manageACME(ctx)
 		select {
 		case <-changed:
 		case <-t.C:

@@ -351,7 +351,11 @@ func (s *acmeServer) certificate(account int, arg string, _ []byte) (int, string
 // warm lets certmagic get one certificate in the machine's time. It keeps a goroutine for
 // each directory and e-mail address for as long as the process lives, which must not begin
 // in virtual time.
-func (s *acmeServer) warm(t *testing.T, settings certs.ACME) {
+func (s *acmeServer) warm(t *testing.T, settings certs.ACME) { s.obtain(t, t.TempDir(), settings) }
+
+// obtain gets a certificate for warm.example.net, and returns a function that opens what is
+// then in dir.
+func (s *acmeServer) obtain(t *testing.T, dir string, settings certs.ACME) func() *certs.Manager {
 	t.Helper()
 	root, key, err := ca.New("warm", time.Now())
 	if err != nil {
@@ -361,11 +365,15 @@ func (s *acmeServer) warm(t *testing.T, settings certs.ACME) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := certs.Open(certs.Options{Dir: t.TempDir(), Names: []string{"warm.example.net"}, Authority: func() (*ca.Authority, error) { return a, nil },
-		Root: func() string { return root }, ACME: func() certs.ACME { return settings }, Changed: func() <-chan struct{} { return nil }, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
+	open := func() *certs.Manager {
+		m, err := certs.Open(certs.Options{Dir: dir, Names: []string{"warm.example.net"}, Authority: func() (*ca.Authority, error) { return a, nil },
+			Root: func() string { return root }, ACME: func() certs.ACME { return settings }, Changed: func() <-chan struct{} { return nil }, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
 	}
+	m := open()
 	lookup := s.lookup
 	s.lookup = func(name string) ([]string, error) { return m.TXT(name), nil }
 	ctx, cancel := context.WithCancel(t.Context())
@@ -383,5 +391,18 @@ func (s *acmeServer) warm(t *testing.T, settings certs.ACME) {
 	s.lookup = lookup
 	if len(s.faults) > 0 {
 		t.Errorf("faults: %q", s.faults)
+	}
+	return open
+}
+
+// What was obtained is served from the start: nobody sees another certificate right after
+// a restart.
+func TestServedFromTheStart(t *testing.T) {
+	t.Parallel()
+	s := newACME(t, 90*24*time.Hour)
+	open := s.obtain(t, t.TempDir(), certs.ACME{Directory: s.URL + "/dir", Roots: s.roots()})
+	s.Close()
+	if l := open().List(); l[0].Source != "ACME" || !l[0].Served {
+		t.Errorf("before it runs: %+v", l)
 	}
 }
