@@ -12,7 +12,7 @@ import (
 // Node is what the socket offers. Errors that an operator can act on are *Error.
 type Node interface {
 	Status(ctx context.Context) (Status, error)
-	DNS(ctx context.Context) (DNS, error)
+	DNS(ctx context.Context, others bool) (DNS, error)
 	Mailboxes(ctx context.Context) ([]Mailbox, error)
 	Mailbox(ctx context.Context, id string) (Mailbox, error)
 	CreateMailbox(ctx context.Context, r CreateMailbox) (Credentials, error)
@@ -153,26 +153,32 @@ type Cert struct {
 
 // MX is what the zone says of one host now.
 type MX struct {
-	Node         string   `json:"node"`
-	Host         string   `json:"host"`
-	Weight       uint32   `json:"weight"`
-	State        string   `json:"state"`  // up, drained or down
-	Class        string   `json:"class"`  // preferred, fallback or demoted
-	Share        float64  `json:"share"`  // of the answers that put it first
-	TTL          uint32   `json:"ttl"`    // seconds
-	Reason       string   `json:"reason"` // for the state
-	Observations []string `json:"observations,omitempty"`
+	Node         string    `json:"node"`
+	Host         string    `json:"host"`
+	Weight       uint32    `json:"weight"`
+	State        string    `json:"state"`          // up, drained or down
+	Class        string    `json:"class"`          // preferred, fallback or demoted
+	Share        float64   `json:"share"`          // of the answers that put it first
+	TTL          uint32    `json:"ttl"`            // seconds
+	Row          int       `json:"row"`            // of the decision table in docs/steering.md; 0: not judged
+	Reason       string    `json:"reason"`         // for the state
+	Since        time.Time `json:"since,omitzero"` // of the state
+	Why          string    `json:"why"`            // for the class
+	Observations []string  `json:"observations,omitempty"`
 }
 
 // DNS is what this node would answer.
 type DNS struct {
+	Node   string   `json:"node"`
+	Error  string   `json:"error,omitempty"` // why another node's is not known; the rest is empty then
 	Zone   string   `json:"zone"`
 	Serial uint32   `json:"serial"`
 	Mode   string   `json:"mode"`
 	Fresh  bool     `json:"fresh"` // false: health is not known, the configured weights are answered
 	MX     []MX     `json:"mx"`
-	Sample []string `json:"sample"` // one drawn answer
-	Faults []string `json:"faults"` // records that cannot be served
+	Sample []string `json:"sample"`           // one drawn answer
+	Faults []string `json:"faults"`           // records that cannot be served
+	Others []DNS    `json:"others,omitempty"` // what the other sites would answer
 }
 
 // Mailbox as an operator sees it.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"syscall"
 )
 
@@ -97,8 +98,8 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return ask[Status](ctx, c, "GET", "/v1/status", nil)
 }
 
-func (c *Client) DNS(ctx context.Context) (DNS, error) {
-	return ask[DNS](ctx, c, "GET", "/v1/dns", nil)
+func (c *Client) DNS(ctx context.Context, others bool) (DNS, error) {
+	return ask[DNS](ctx, c, "GET", "/v1/dns?others="+strconv.FormatBool(others), nil)
 }
 
 func (c *Client) Mailboxes(ctx context.Context) ([]Mailbox, error) {

@@ -20,7 +20,9 @@ const maxRequest = 1 << 20
 func Handler(n Node, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	get(mux, "GET /v1/status", log, func(ctx context.Context, _ *http.Request) (any, error) { return n.Status(ctx) })
-	get(mux, "GET /v1/dns", log, func(ctx context.Context, _ *http.Request) (any, error) { return n.DNS(ctx) })
+	get(mux, "GET /v1/dns", log, func(ctx context.Context, r *http.Request) (any, error) {
+		return n.DNS(ctx, r.URL.Query().Get("others") == "true")
+	})
 	get(mux, "GET /v1/mailboxes", log, func(ctx context.Context, _ *http.Request) (any, error) { return n.Mailboxes(ctx) })
 	get(mux, "GET /v1/mailboxes/{id}", log, func(ctx context.Context, r *http.Request) (any, error) {
 		return n.Mailbox(ctx, r.PathValue("id"))

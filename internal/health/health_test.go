@@ -23,6 +23,7 @@ type world struct {
 	reports map[string]Report // absent: peer port does not answer
 	smtp    map[string]bool   // by address
 	dns     map[string]bool
+	cutOff  bool // no anchor answers
 }
 
 func (w *world) Report(_ context.Context, name string) (Report, error) {
@@ -43,8 +44,17 @@ func (w *world) answer(m map[string]bool, a string) error {
 	return errors.New("refused")
 }
 
-func (w *world) SMTP(_ context.Context, a, _ string) error { return w.answer(w.smtp, a) }
-func (w *world) DNS(_ context.Context, a string) error     { return w.answer(w.dns, a) }
+func (w *world) SMTP(_ context.Context, a, _ string) error    { return w.answer(w.smtp, a) }
+func (w *world) DNS(_ context.Context, a string) error        { return w.answer(w.dns, a) }
+func (w *world) Greeting(ctx context.Context, a string) error { return w.SMTP(ctx, a, "") }
+func (w *world) Anchor(_ context.Context, a string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cutOff {
+		return errors.New("no route")
+	}
+	return nil
+}
 
 func (w *world) set(f func(*world)) {
 	w.mu.Lock()
@@ -67,7 +77,7 @@ func monitor(w *world, witness bool) *Monitor {
 	if witness {
 		ts = append(ts, Target{Name: "wit"})
 	}
-	return New(Options{Prober: w, Targets: func() []Target { return ts }, Log: slog.New(slog.DiscardHandler)})
+	return New(Options{Anchors: []string{"anchor:53"}, Prober: w, Targets: func() []Target { return ts }, Log: slog.New(slog.DiscardHandler)})
 }
 
 func states(m *Monitor) (me, you State) {
@@ -85,69 +95,8 @@ func states(m *Monitor) (me, you State) {
 func rounds(m *Monitor, n int) {
 	for range n {
 		time.Sleep(m.opt.Interval)
-		m.round(context.Background())
-	}
-}
-
-// TestDecisions walks the table of what each combination of observations means.
-func TestDecisions(t *testing.T) {
-	t.Parallel()
-	wit := func(view View) func(*world) {
-		return func(w *world) {
-			w.reports["wit"] = Report{Accepting: true, Views: map[string]View{"you": view, "me": {true, true, true}}}
-		}
-	}
-	peerGone := func(w *world) { delete(w.reports, "you") }
-	publicGone := func(w *world) { delete(w.smtp, "you:25") }
-	for name, tc := range map[string]struct {
-		witness bool
-		change  []func(*world)
-		me, you State
-	}{
-		"all well":                   {false, nil, Up, Up},
-		"peer says it cannot accept": {false, []func(*world){func(w *world) { w.reports["you"] = Report{Reason: "disk"} }}, Up, Down},
-		"peer is drained":            {false, []func(*world){func(w *world) { w.reports["you"] = Report{Accepting: true, Drained: true} }}, Up, Drained},
-		"both are drained": {false, []func(*world){func(w *world) {
-			w.reports["me"], w.reports["you"] = Report{Accepting: true, Drained: true}, Report{Accepting: true, Drained: true}
-		}}, Drained, Drained},
-		"I am drained, peer gone": {false, []func(*world){peerGone, publicGone, func(w *world) {
-			w.reports["me"] = Report{Accepting: true, Drained: true}
-		}}, Drained, Down},
-		"I am drained and cannot accept":  {false, []func(*world){func(w *world) { w.reports["me"] = Report{Reason: "disk", Drained: true} }}, Down, Up},
-		"I cannot accept":                 {false, []func(*world){func(w *world) { w.reports["me"] = Report{Reason: "disk"} }}, Down, Up},
-		"my SMTP port is dead":            {false, []func(*world){func(w *world) { delete(w.smtp, "me:25") }}, Down, Up},
-		"peer port cut":                   {false, []func(*world){peerGone}, Up, Up},
-		"peer gone":                       {false, []func(*world){peerGone, publicGone}, Up, Down},
-		"its port 25 is dead":             {false, []func(*world){publicGone}, Up, Down},
-		"its port 53 is dead":             {false, []func(*world){func(w *world) { delete(w.dns, "you:53") }}, Up, Down},
-		"sites cut, witness sees it":      {true, []func(*world){peerGone, publicGone, wit(View{true, true, true})}, Up, Up},
-		"peer gone, witness agrees":       {true, []func(*world){peerGone, publicGone, wit(View{false, false, true})}, Up, Down},
-		"25 dead here, witness reaches":   {true, []func(*world){publicGone, wit(View{true, true, true})}, Up, Up},
-		"25 dead, witness's is unusable":  {true, []func(*world){publicGone, wit(View{true, true, false})}, Up, Down},
-		"peer gone, witness gone as well": {true, []func(*world){peerGone, publicGone, func(w *world) { delete(w.reports, "wit") }}, Up, Down},
-		"I am unreachable from outside": {true, []func(*world){func(w *world) {
-			w.reports["wit"] = Report{Accepting: true, Views: map[string]View{"me": {true, false, true}, "you": {true, true, true}}}
-		}}, Down, Up},
-		"everything is gone": {false, []func(*world){func(w *world) { w.reports, w.smtp, w.dns = nil, nil, nil }}, Down, Down},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := fine()
-				m := monitor(w, tc.witness)
-				rounds(m, 12)
-				if me, you := states(m); me != Up || you != Up {
-					t.Fatalf("at first: %s %s", me, you)
-				}
-				for _, f := range tc.change {
-					w.set(f)
-				}
-				rounds(m, 3)
-				if me, you := states(m); me != tc.me || you != tc.you {
-					vs, _, _ := m.Verdicts()
-					t.Errorf("%s %s, want %s %s: %+v", me, you, tc.me, tc.you, vs)
-				}
-			})
-		})
+		m.public(context.Background())
+		m.pulse(context.Background())
 	}
 }
 
@@ -272,6 +221,9 @@ func TestBlockedEgressIsIgnored(t *testing.T) {
 		rounds(m, 50)
 		if _, you := states(m); you != Up {
 			t.Error("demoted by a probe that never worked")
+		}
+		if vs, settled, _ := m.Verdicts(); vs[1].Row != RowUnusable || !settled {
+			t.Errorf("settled %v, %+v", settled, vs)
 		}
 		w.set(func(w *world) { delete(w.reports, "you") })
 		rounds(m, 3)

@@ -1,6 +1,8 @@
 package health
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -16,14 +18,11 @@ import (
 // care check it themselves, and status shows it. self is the name to say in EHLO; a
 // node without one leaves it empty and says its address.
 func ProbeSMTP(ctx context.Context, address, host, self string) error {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	conn, err := dial(ctx, address)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if d, ok := ctx.Deadline(); ok {
-		conn.SetDeadline(d)
-	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	var named error
@@ -58,6 +57,50 @@ func literal(a net.Addr) string {
 	default:
 		return "[IPv6:" + ip.String() + "]"
 	}
+}
+
+// ProbeGreeting connects to a public SMTP port and waits for the greeting, which a node
+// that hangs does not send.
+func ProbeGreeting(ctx context.Context, address string) error {
+	conn, err := dial(ctx, address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	line, err := bufio.NewReaderSize(conn, 512).ReadSlice('\n') // RFC 5321 section 4.5.3.1.5
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return fmt.Errorf("greeting: %w", err)
+	case !bytes.HasPrefix(line, []byte("220")):
+		return fmt.Errorf("greeting: %q", bytes.TrimSpace(line))
+	}
+	_, err = conn.Write([]byte("QUIT\r\n"))
+	return err
+}
+
+// ProbeAnchor connects to a TCP port outside of the appliance.
+func ProbeAnchor(ctx context.Context, address string) error {
+	conn, err := dial(ctx, address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+// dial connects, and gives the connection the deadline of ctx.
+func dial(ctx context.Context, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	if d, ok := ctx.Deadline(); ok {
+		conn.SetDeadline(d)
+	}
+	return conn, nil
 }
 
 // ProbeDNS asks a public DNS port for the SOA of the zone.

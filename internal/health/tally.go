@@ -22,14 +22,8 @@ func (t *tally) add(err error, now time.Time, o Options) {
 	t.last = err
 	if err != nil {
 		t.successes = 0
-		t.failures = min(t.failures+1, o.Down)
-		if t.failures >= o.Down && !t.bad {
-			// Flaps are forgotten once it was good for the longest hold.
-			if now.Sub(t.badSince) > 2*o.MaxHold {
-				t.flaps = 0
-			}
-			t.bad, t.badSince = true, now
-			t.flaps++
+		if t.failures = min(t.failures+1, o.Down); t.failures >= o.Down {
+			t.fail(now, o)
 		}
 		return
 	}
@@ -45,4 +39,18 @@ func (t *tally) add(err error, now time.Time, o Options) {
 	if t.successes >= o.OK {
 		t.failures = 0
 	}
+}
+
+// fail makes it bad whatever the thresholds say.
+func (t *tally) fail(now time.Time, o Options) {
+	t.failures, t.successes = o.Down, 0
+	if t.bad {
+		return
+	}
+	// Flaps are forgotten once it was good for the longest hold.
+	if now.Sub(t.badSince) > 2*o.MaxHold {
+		t.flaps = 0
+	}
+	t.bad, t.badSince = true, now
+	t.flaps++
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"msgw/dnsplugin"
+	"msgw/internal/health"
 	"msgw/raftstore"
 )
 
@@ -26,6 +27,7 @@ type Config struct {
 	Listen   Listen `toml:"listen"`
 	Public   Public `toml:"public"`
 	DNS      DNS    `toml:"dns"`
+	Health   Health `toml:"health"`
 	Log      Log    `toml:"log"`
 }
 
@@ -57,6 +59,20 @@ type DNS struct {
 	Exempt []string `toml:"exempt"` // networks that are not bounded
 }
 
+// Health says how this node watches the others.
+type Health struct {
+	Preset  string   `toml:"preset"`  // default, or fast: a silent site is noticed in 1.4 s
+	Anchors []string `toml:"anchors"` // address:port of TCP services outside; if none of them and no node answers, this node is cut off
+}
+
+// timing is what the preset stands for.
+func (h Health) timing() health.Timing {
+	if h.Preset == "fast" {
+		return health.Fast()
+	}
+	return health.Timing{}
+}
+
 // Log says what is logged and how.
 type Log struct {
 	Level  string `toml:"level"`  // debug, info, warn or error
@@ -65,6 +81,9 @@ type Log struct {
 
 // DefaultState is the state directory where none is named.
 const DefaultState = "/var/lib/msgw"
+
+// maxAnchors bounds how many places outside are looked at.
+const maxAnchors = 8
 
 // maxConfig bounds the size of the file.
 const maxConfig = 1 << 20
@@ -84,6 +103,7 @@ func LoadConfig(path string) (*Config, error) {
 		Listen: Listen{SMTP: "0.0.0.0:25", POP3: "0.0.0.0:110", POP3S: "0.0.0.0:995", DNS: "0.0.0.0:53", Peer: "0.0.0.0:8451"},
 		Public: Public{SMTPPort: 25, DNSPort: 53},
 		DNS:    DNS{Rate: 200, Slip: 2},
+		Health: Health{Preset: "default"},
 		Log:    Log{Level: "info", Format: "text"},
 	}
 	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
@@ -161,6 +181,17 @@ func (c *Config) check() error {
 	}
 	if _, err := c.DNS.rate(); err != nil {
 		return err
+	}
+	if c.Health.Preset != "default" && c.Health.Preset != "fast" {
+		return fmt.Errorf("health.preset: %q, expected default or fast", c.Health.Preset)
+	}
+	if len(c.Health.Anchors) > maxAnchors {
+		return fmt.Errorf("health.anchors: %d, expected at most %d", len(c.Health.Anchors), maxAnchors)
+	}
+	for _, a := range c.Health.Anchors {
+		if ap, err := netip.ParseAddrPort(a); err != nil || ap.Port() == 0 || ap.Addr().IsUnspecified() {
+			return fmt.Errorf("health.anchors: %q, expected an address and a port, as in 192.0.2.1:53", a)
+		}
 	}
 	if c.Public.Host != "" {
 		if err := CheckHostName(c.Public.Host); err != nil {

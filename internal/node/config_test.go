@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -80,5 +82,34 @@ func TestBadConfig(t *testing.T) {
 	}
 	if _, err := LoadConfig("/nonexistent/msgw.toml"); err == nil || !strings.Contains(err.Error(), "/nonexistent/msgw.toml") {
 		t.Error(err)
+	}
+}
+
+// What the documents say of the configuration file can be put into one.
+func TestDocumentedConfiguration(t *testing.T) {
+	t.Parallel()
+	docs, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, doc := range docs {
+		b, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, box := range regexp.MustCompile("(?ms)^```toml\n(.*?)^```$").FindAllSubmatch(b, -1) {
+			found++
+			path := filepath.Join(t.TempDir(), "msgw.toml")
+			if err := os.WriteFile(path, slices.Concat([]byte("name = \"msgw1\"\n"), box[1]), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := LoadConfig(path); err != nil {
+				t.Errorf("%s: %v\n%s", doc, err, box[1])
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no box was found")
 	}
 }

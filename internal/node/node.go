@@ -145,7 +145,7 @@ func (n *Node) run(ctx context.Context) (err error) {
 		}
 		n.zone = newZone(n)
 	}
-	n.health = health.New(health.Options{Prober: prober{n}, Targets: n.targets, Log: n.log})
+	n.health = n.newHealth()
 	n.registerGauges()
 	socket, err := admin.Listen(n.cfg.State, SocketFile)
 	if err != nil {

@@ -141,6 +141,9 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 			trouble("the disk of %s fills up", n.cfg.State)
 		}
 	}
+	if n.health.Isolated() {
+		trouble("this node is cut off: neither another node nor an anchor answers")
+	}
 	for _, c := range out.Certs {
 		if left := time.Until(c.NotAfter); c.Served && left < 14*24*time.Hour {
 			trouble("the certificate for %s ends %s", strings.Join(c.Names, ", "), c.NotAfter.Format(time.DateOnly))
@@ -202,23 +205,6 @@ func (n *Node) openCerts() (*certs.Manager, error) {
 	return certs.Open(certs.Options{Dir: filepath.Join(n.cfg.State, certsDir), Names: names, Authority: n.authority,
 		Root: func() string { return n.store.State().CA.Certificate }, Changed: n.store.Changed, Resolver: n.cfg.Resolver, Log: n.log,
 		ACME: func() certs.ACME { return certs.ACME(n.store.State().ACME) }})
-}
-
-// DNS explains what this node answers.
-func (n operator) DNS(context.Context) (admin.DNS, error) {
-	if n.zone == nil {
-		return admin.DNS{}, admin.Errorf(http.StatusConflict, "ask a site", "a witness answers no DNS")
-	}
-	s := n.zone.snap.Load()
-	out := admin.DNS{Zone: strings.TrimSuffix(s.zone.Name, "."), Serial: s.zone.Serial, Mode: n.store.State().Zone.MXMode,
-		Fresh: s.fresh, MX: s.mx(), Sample: []string{}, Faults: []string{}}
-	for _, x := range s.sample() {
-		out.Sample = append(out.Sample, fmt.Sprintf("%s %d IN MX %d %s", s.zone.Name, s.zone.TTL(), x.Preference, x.Host))
-	}
-	if err := s.zone.Check(); err != nil {
-		out.Faults = strings.Split(err.Error(), "\n")
-	}
-	return out, nil
 }
 
 // SetWeight changes a site's share.

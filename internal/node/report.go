@@ -3,10 +3,7 @@ package node
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
-	"net/netip"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -98,51 +95,6 @@ func total(all map[string]journal.Waiting) admin.Waiting {
 	return t
 }
 
-// targets are the nodes that health watches.
-func (n *Node) targets() []health.Target {
-	var ts []health.Target
-	for _, node := range n.store.State().SortedNodes() {
-		t := health.Target{Name: node.Name, Self: node.Name == n.id.Name, Site: node.Role == raftstore.Site, Host: node.Host}
-		if t.Site {
-			if t.Self {
-				// The public address may not be reachable from the inside.
-				t.SMTP, t.DNS = []string{reachable(n.cfg.Listen.SMTP)}, []string{reachable(n.cfg.Listen.DNS)}
-			} else {
-				for _, a := range append(addrs(node.V4), addrs(node.V6)...) {
-					t.SMTP = append(t.SMTP, net.JoinHostPort(a.String(), strconv.Itoa(node.SMTPPort)))
-					t.DNS = append(t.DNS, net.JoinHostPort(a.String(), strconv.Itoa(node.DNSPort)))
-				}
-			}
-		}
-		ts = append(ts, t)
-	}
-	return ts
-}
-
-// reachable turns the address of a listener into one to connect to.
-func reachable(listen string) string {
-	ap, err := netip.ParseAddrPort(listen)
-	if err != nil || !ap.Addr().IsUnspecified() {
-		return listen
-	}
-	if ap.Addr().Is4() {
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), ap.Port()).String()
-	}
-	return netip.AddrPortFrom(netip.IPv6Loopback(), ap.Port()).String()
-}
-
-// prober is the health.Prober of this node.
-type prober struct{ n *Node }
-
-// Report asks a node about itself, and compares configurations on the way.
-func (p prober) Report(ctx context.Context, name string) (health.Report, error) {
-	r, err := p.n.ask(ctx, name)
-	if err != nil {
-		return health.Report{}, err
-	}
-	return r.Report, nil
-}
-
 // ask gets a node's report.
 func (n *Node) ask(ctx context.Context, name string) (report, error) {
 	var r report
@@ -169,14 +121,6 @@ func (n *Node) askStatus(ctx context.Context, id, path string, in, out any) erro
 		n.becomeFormer(ref.Text)
 	}
 	return err
-}
-
-func (p prober) SMTP(ctx context.Context, address, host string) error {
-	return health.ProbeSMTP(ctx, address, host, p.n.host())
-}
-
-func (p prober) DNS(ctx context.Context, address string) error {
-	return health.ProbeDNS(ctx, address, p.n.store.State().Zone.Name)
 }
 
 // registerGauges exports what status shows.

@@ -54,6 +54,13 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 		return n.store.State(), err
 	})
 	handle(status, "/rejoin", n.readmit)
+	handle(status, "/look", n.lookAt)
+	handle(status, "/dns", func(ctx context.Context, _ struct{}) (admin.DNS, error) {
+		if _, err := n.asker(ctx); err != nil {
+			return admin.DNS{}, err
+		}
+		return n.explain()
+	})
 
 	join := http.NewServeMux()
 	if !n.witness { // it cannot issue

@@ -177,7 +177,8 @@ func startSite(t *testing.T, w *wires, cfg *Config) *site {
 	must(err)
 	n.zone = newZone(n)
 	n.zone.look = healthEvery
-	n.health = health.New(health.Options{Prober: wireProber{prober{n}, w}, Targets: n.targets, Log: log, Interval: healthEvery, Timeout: time.Minute})
+	n.health = health.New(health.Options{Prober: wireProber{prober{n}, w}, Targets: n.targets, Log: log,
+		Timing: health.Timing{Interval: healthEvery, Timeout: time.Minute}})
 	n.registerGauges()
 
 	ctx, cancel := context.WithCancel(context.Background())
@@ -233,6 +234,11 @@ func (p wireProber) SMTP(ctx context.Context, address, host string) error {
 	defer c.Close()
 	_ = c.Quit() // the server hangs up first, which a pipe takes for a failure
 	return nil
+}
+
+// Greeting does what health.ProbeGreeting does.
+func (p wireProber) Greeting(ctx context.Context, address string) error {
+	return p.SMTP(ctx, address, "")
 }
 
 // DNS is answered where the node lives: its handler has no port here.

@@ -120,7 +120,7 @@ func (s *snapshot) mx() []admin.MX {
 			reason = "health is not known yet: configured"
 		}
 		out = append(out, admin.MX{Node: node.Name, Host: node.Host, Weight: node.Weight, State: sh.State.String(), Class: sh.Class.String(),
-			Share: sh.Expected, TTL: sh.TTL, Reason: reason, Observations: v.Observations})
+			Share: sh.Expected, TTL: sh.TTL, Row: int(v.Row), Reason: reason, Why: sh.Why, Since: v.Since, Observations: v.Observations})
 	}
 	return out
 }

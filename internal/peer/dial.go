@@ -12,6 +12,7 @@ import (
 	"net/http"
 	neturl "net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"msgw/internal/ca"
@@ -25,7 +26,12 @@ type Dialer struct {
 	m    Membership
 	now  func() time.Time
 	live live
+	lost atomic.Pointer[func(id string)]
 }
+
+// SetLost has f called when a connection that was made later ends from the other side, with
+// the server id there. It must not wait.
+func (d *Dialer) SetLost(f func(id string)) { d.lost.Store(&f) }
 
 // NewDialer returns a dialer for the node that m describes.
 func NewDialer(m Membership) *Dialer { return &Dialer{m: m, now: time.Now} }
@@ -83,7 +89,7 @@ func (d *Dialer) Dial(ctx context.Context, p Protocol, id string) (net.Conn, err
 		return nil, err
 	}
 	alpn := config.NextProtos[0]
-	x := &conn{Conn: tc, alpn: alpn, id: id, live: &d.live, done: make(chan struct{})}
+	x := &conn{Conn: tc, alpn: alpn, id: id, live: &d.live, done: make(chan struct{}), lost: &d.lost}
 	d.live.add(x)
 	if alpn != p.alpn(d.m.Epoch()) { // it ended meanwhile
 		x.Close()

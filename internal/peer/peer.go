@@ -16,6 +16,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"msgw/internal/ca"
@@ -269,6 +270,24 @@ type conn struct {
 	live *live
 	once sync.Once
 	done chan struct{}
+	lost *atomic.Pointer[func(id string)] // see Dialer.SetLost; nil: accepted, not made
+	gone sync.Once
+}
+
+// Read reads, and tells of an end that came from the other side.
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err == nil || c.lost == nil || c.lost.Load() == nil {
+		return n, err
+	}
+	select {
+	case <-c.done:
+	default:
+		if ne := net.Error(nil); !errors.Is(err, net.ErrClosed) && (!errors.As(err, &ne) || !ne.Timeout()) {
+			c.gone.Do(func() { (*c.lost.Load())(c.id) })
+		}
+	}
+	return n, err
 }
 
 func (c *conn) Close() error {

@@ -43,10 +43,11 @@ type box struct {
 
 // plan is what may differ between appliances.
 type plan struct {
-	times  []string                                 // for `msgw copies`; none: the defaults
-	public func(w *network, site int) string        // more of a site's configuration, under [public]
-	site   func(t *testing.T, site int, m *machine) // called before the node is made
-	calm   bool                                     // senders and archives begin paused
+	times   []string                                 // for `msgw copies`; none: the defaults
+	public  func(w *network, site int) string        // more of a site's configuration, under [public]
+	witness string                                   // the same of the witness
+	site    func(t *testing.T, site int, m *machine) // called before the node is made
+	calm    bool                                     // senders and archives begin paused
 }
 
 // newAppliance installs all nodes as docs/install.md says and lets mail flow.
@@ -64,7 +65,7 @@ func newAppliance(t *testing.T, p plan) *appliance {
 			p.site(t, i, a.sites[i])
 		}
 	}
-	a.witness = a.net.newMachine("witness", 3, "")
+	a.witness = a.net.newMachine("witness", 3, p.witness)
 	one := a.sites[0]
 	one.must("init", "--config", one.config, "--zone", zone)
 	one.start()

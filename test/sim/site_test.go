@@ -217,6 +217,9 @@ func (p prober) DNS(ctx context.Context, address string) error {
 	return err
 }
 
+func (p prober) Greeting(ctx context.Context, address string) error { return p.SMTP(ctx, address, "") }
+func (p prober) Anchor(context.Context, string) error               { return nil }
+
 // octets is the content of message n.
 func octets(n uint64, size int) []byte {
 	var seed [32]byte
