@@ -42,7 +42,12 @@ func TestMain(m *testing.M) {
 	if program := os.Getenv(programEnv); program != "" {
 		os.Exit(runProgram(program))
 	}
-	(&peers.Suite{Roots: []*peers.Root{servers}}).Main(m)
+	flag.Parse()
+	suite := &peers.Suite{Roots: []*peers.Root{servers}}
+	if *dnsRates {
+		suite = &peers.Suite{Roots: []*peers.Root{nameservers}, Programs: map[string]string{"coredns": corednsModule}}
+	}
+	suite.Main(m)
 }
 
 // programEnv names the program that this binary is run as, instead of as tests.
