@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"msgw/test/labtest"
 	"msgw/test/peers"
 )
@@ -210,7 +212,7 @@ func (s *nameserver) run(t *testing.T, cmd *exec.Cmd) {
 		if p.Ended() {
 			return fmt.Errorf("it has ended")
 		}
-		_, err := peers.Ask(s.ip, benchZone, 6)
+		_, err := peers.Ask(s.ip, benchZone+".", dns.TypeSOA)
 		return err
 	})
 	t.Cleanup(func() { p.Stop(9) })
@@ -263,10 +265,11 @@ func startPowerDNS(t *testing.T, s *nameserver) {
 	nameservers.Write(t, "/srv/pdns/zone", benchApex+benchHosts+lua, 0o644)
 	nameservers.Write(t, "/srv/pdns/named.conf", `zone "`+benchZone+`" { type master; file "/srv/pdns/zone"; };`+"\n", 0o644)
 	nameservers.Write(t, "/srv/pdns/pdns.conf", `launch=bind
+security-poll-suffix=
 bind-config=/srv/pdns/named.conf
 local-address=`+s.ip+`
 socket-dir=/srv/pdns
-enable-lua-records=yes
+enable-lua-records=shared
 cache-ttl=0
 query-cache-ttl=0
 negquery-cache-ttl=0

@@ -306,6 +306,7 @@ func (f facility) powerDNS() subject {
 	nameservers.Write(f.t, dir+"/zone", benchApex+benchHosts+"mx."+benchZone+`. 60 IN LUA A "ifportup(25, {'`+liveAddr+`', '`+deadAddr+`'}, {selector='all', timeout=1})"`+"\n", 0o644)
 	nameservers.Write(f.t, dir+"/named.conf", `zone "`+benchZone+`" { type master; file "`+dir+`/zone"; };`+"\n", 0o644)
 	nameservers.Write(f.t, dir+"/pdns.conf", `launch=bind
+security-poll-suffix=
 bind-config=`+dir+`/named.conf
 local-address=`+liveAddr+`
 local-port=5302
