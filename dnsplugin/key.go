@@ -42,8 +42,14 @@ func (k Key) DNSKEY(zone string) (*dns.DNSKEY, error) {
 	if err != nil {
 		return nil, fmt.Errorf("a key of the zone: %w", err)
 	}
+	return DNSKEY(zone, base64.StdEncoding.EncodeToString(point[1:])), nil // RFC 6605 section 4
+}
+
+// DNSKEY returns the record of a key whose public half is known in the form of such a
+// record.
+func DNSKEY(zone, public string) *dns.DNSKEY {
 	return &dns.DNSKEY{Hdr: header(dns.CanonicalName(zone), dns.TypeDNSKEY, ttlKey), Flags: keyFlags, Protocol: 3,
-		Algorithm: dns.ECDSAP256SHA256, PublicKey: base64.StdEncoding.EncodeToString(point[1:])}, nil // RFC 6605 section 4
+		Algorithm: dns.ECDSAP256SHA256, PublicKey: public}
 }
 
 // zoneKey is a Key that can be used.

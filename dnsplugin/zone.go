@@ -134,6 +134,40 @@ func (z *Zone) capped(ttl uint32) uint32 {
 	return ttl
 }
 
+// Delegation returns what the parent zone has to hold to delegate the zone, DS records
+// aside: the name servers, and the addresses of those whose names are in the zone (RFC
+// 1034 section 4.2.1).
+func (z *Zone) Delegation() []dns.RR {
+	ix := newIndex(z, "")
+	if ix.name == "" {
+		return nil
+	}
+	var rrs []dns.RR
+	for _, ns := range ix.names[ix.name][dns.TypeNS] {
+		rrs = append(rrs, dns.Copy(ns))
+	}
+	for _, ns := range rrs[:len(rrs):len(rrs)] {
+		for _, a := range ix.addresses(targetOf(ns)) {
+			rrs = append(rrs, dns.Copy(a))
+		}
+	}
+	for _, rr := range rrs {
+		rr.Header().Ttl = ttlNS
+	}
+	return rrs
+}
+
+// HighestTTL returns the highest TTL in the zone, in seconds.
+func (z *Zone) HighestTTL() uint32 {
+	ix, ttl := newIndex(z, ""), z.capped(ttlANY)
+	for _, sets := range ix.names {
+		for _, set := range sets {
+			ttl = max(ttl, set[0].Header().Ttl)
+		}
+	}
+	return ttl
+}
+
 // mailbox writes an e-mail address as the RNAME of a SOA record, where dots of the
 // local part are escaped (RFC 1035 section 8).
 func mailbox(address string) (string, error) {

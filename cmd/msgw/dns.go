@@ -40,5 +40,6 @@ func dnsCommand() *cobra.Command {
 		}
 		return nil
 	}
+	c.AddCommand(dnsRecordsCommand(), dnsCheckCommand(), dnsSignCommand(), dnsRolloverCommand())
 	return c
 }
