@@ -67,7 +67,7 @@ type SealedSigning struct {
 
 // Bounds and defaults of Signing.
 const (
-	MinMaxTTL     = 5 // seconds
+	MinMaxTTL     = 1 // seconds
 	MaxMaxTTL     = 86400
 	DefaultMaxTTL = 3600
 	// UnknownDSTTL is what a DS is taken to live if the parent was never seen to have one.

@@ -70,8 +70,8 @@ func TestRolloverSteps(t *testing.T) {
 	x.expect("conflict: the signing", x.reached())
 	x.expect("invalid: no step leads from unsigned to new-key", x.step(NewKey, "k1", "k2"))
 	bad := x.step(Signed, "k1")
-	bad.MaxTTL = 4
-	x.expect("invalid: max-ttl 4 s: expected 5 to 86400", bad)
+	bad.MaxTTL = 0
+	x.expect("invalid: max-ttl 0 s: expected 1 to 86400", bad)
 	x.expect("invalid: the keys do not follow", x.step(Signed, "k1", "k2"))
 	x.expect("made", x.step(Signed, "k1"))
 	x.expect("conflict: too early: not every site", x.step(NewKey, "k1", "k2"))

@@ -31,7 +31,7 @@ and changes nothing. on takes the first two steps back.`,
 		Example: "  msgw dns sign\n  msgw dns sign on\n  msgw dns sign off\n  msgw dns sign off --ds-removed-at 2027-01-31T12:00:00Z"}
 	dir, asJSON := addDir(c), addJSON(c)
 	f := c.Flags()
-	ttl := f.Duration("max-ttl", raftstore.DefaultMaxTTL*time.Second, "on: the highest TTL in the zone, 5s to 24h; the steps of a rollover wait for twice that")
+	ttl := f.Duration("max-ttl", raftstore.DefaultMaxTTL*time.Second, "on: the highest TTL in the zone, 1s to 24h; the steps of a rollover wait for twice that")
 	removed := f.String("ds-removed-at", "", "off: when the parent removed its DS, where this cannot be seen from here; as in 2027-01-31T12:00:00Z")
 	force := f.Bool("force", false, "off: stop now, whatever the parent has; while a resolver still knows a DS, it finds nothing in the zone, and its mail waits or bounces")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -51,7 +51,7 @@ and changes nothing. on takes the first two steps back.`,
 		case *force && *removed != "":
 			return usageError{errors.New("--force does not wait, so --ds-removed-at says nothing")}
 		case *ttl < time.Second || *ttl > 48*time.Hour || *ttl%time.Second != 0:
-			return usageError{fmt.Errorf("max-ttl %v: expected whole seconds, 5s to 24h", *ttl)}
+			return usageError{fmt.Errorf("max-ttl %v: expected whole seconds, 1s to 24h", *ttl)}
 		}
 		if r.Want == "on" {
 			r.MaxTTL = uint32(*ttl / time.Second)
