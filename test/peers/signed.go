@@ -59,7 +59,7 @@ func (s *SignedTree) sign(t testing.TB, name, zone, text string) string {
 	t.Helper()
 	dir := zoneDir(name)
 	s.root.Write(t, dir+"/unsigned", text, 0o644)
-	return s.shell(t, dir, "ldns-signzone -o "+zone+" -f signed unsigned $(cat key-name) && cat signed")
+	return s.shell(t, dir, "ldns-signzone -i $(date -d yesterday +%Y%m%d) -o "+zone+" -f signed unsigned $(cat key-name) && cat signed")
 }
 
 // SetLines delegates the lab's zone with other lines, without DS records.
