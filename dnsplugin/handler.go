@@ -57,20 +57,22 @@ type Options struct {
 
 // Handler is the plugin: a plugin.Handler that answers the zone of a Source.
 type Handler struct {
-	source     Source
-	challenges Challenges
-	self       string
-	nsid       string // in hexadecimal
-	next       plugin.Handler
-	log        *slog.Logger
-	metrics    *metrics
-	inFlight   gate
-	secrets    func() []CookieSecret
-	limiter    *limiter     // nil: answers are not bounded
-	lastRate   atomic.Int64 // unix seconds of the last time that a bound was logged
-	random     *rand.Rand
-	current    atomic.Pointer[index]
-	lastPanic  atomic.Int64 // unix seconds of the last one that was logged
+	source       Source
+	challenges   Challenges
+	self         string
+	nsid         string // in hexadecimal
+	next         plugin.Handler
+	log          *slog.Logger
+	metrics      *metrics
+	inFlight     gate
+	secrets      func() []CookieSecret
+	limiter      *limiter     // nil: answers are not bounded
+	lastRate     atomic.Int64 // unix seconds of the last time that a bound was logged
+	random       *rand.Rand
+	current      atomic.Pointer[index]
+	lastPanic    atomic.Int64 // unix seconds of the last one that was logged
+	signer       *signer
+	lastUnsigned atomic.Int64 // the same of the last answer that could not be signed
 }
 
 // New makes a Handler. It fails if the options are not usable or the metrics are
@@ -101,9 +103,11 @@ func New(o Options) (*Handler, error) {
 	if err != nil {
 		return nil, plugin.Error(pluginName, err)
 	}
-	return &Handler{source: o.Source, challenges: o.Challenges, self: o.Self, nsid: hex.EncodeToString([]byte(o.NSID)),
+	h := &Handler{source: o.Source, challenges: o.Challenges, self: o.Self, nsid: hex.EncodeToString([]byte(o.NSID)),
 		next: o.Next, log: o.Log, metrics: m, inFlight: newGate(o.MaxInFlight), random: rand.New(process{}),
-		secrets: o.CookieSecrets, limiter: newLimiter(o.Rate)}, nil
+		secrets: o.CookieSecrets, limiter: newLimiter(o.Rate)}
+	h.signer = newSigner(h.unsigned)
+	return h, nil
 }
 
 // Name implements plugin.Handler.
@@ -207,7 +211,7 @@ func (h *Handler) reply(r *dns.Msg, c cookie) (m *dns.Msg, outside bool) {
 	case !dns.IsSubDomain(ix.name, r.Question[0].Name):
 		m.Rcode, outside = dns.RcodeRefused, true
 	default:
-		h.resolve(ix, m)
+		h.answer(ix, m, r)
 	}
 	h.addOPT(m, r, c)
 	return m, outside

@@ -175,6 +175,7 @@ coredns_dnsplugin_queries_total rcode=REFUSED type=AXFR 1
 coredns_dnsplugin_queries_total rcode=REFUSED type=NS 1
 coredns_dnsplugin_rate_limited_total action=dropped 0
 coredns_dnsplugin_rate_limited_total action=truncated 0
+coredns_dnsplugin_unsigned_total 0
 `
 	if got := gathered(t, reg); got != want {
 		t.Errorf("%s\nwant\n%s", got, want)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/miekg/dns"
 )
@@ -36,6 +37,8 @@ type index struct {
 	crowded  map[string]bool   // names with a set that is over maxSet
 	faults   []error           // the first maxFaults
 	more     int               // faults beyond those
+	signing  *signing          // nil: the zone is not signed
+	signed   sync.Map          // first record of a set -> *signature
 }
 
 // cut is a delegation of a name below the apex to other servers.
@@ -83,6 +86,7 @@ func newIndex(z *Zone, self string) *index {
 			ix.place(rr)
 		}
 	}
+	ix.placeKeys()
 	ix.finish()
 	return ix
 }
@@ -151,6 +155,10 @@ func (ix *index) servable(h *dns.RR_Header) error {
 		}
 	case dns.TypeDNAME:
 		return errors.New("DNAME is not supported")
+	case dns.TypeDNSKEY, dns.TypeCDNSKEY, dns.TypeCDS:
+		if len(ix.zone.Keys) > 0 {
+			return errors.New("the keys of a signed zone are made by the server")
+		}
 	case dns.TypeRRSIG, dns.TypeNSEC, dns.TypeNSEC3, dns.TypeNSEC3PARAM:
 		return errors.New("signatures cannot be static here: answers are drawn")
 	case dns.TypeOPT:
@@ -284,14 +292,14 @@ func (ix *index) finish() {
 			ix.fault("%s has %d aliases; all but the first are left out", name, len(alias))
 			sets[dns.TypeCNAME] = alias[:1]
 		}
-		sets.level()
+		sets.level(ix.zone)
 	}
 	for _, sets := range ix.hidden {
-		sets.level()
+		sets.level(ix.zone)
 	}
 	for _, c := range ix.cuts {
 		sets := rrsets{dns.TypeNS: c.ns}
-		sets.level()
+		sets.level(ix.zone)
 		// A resolver that was referred here expects the child's SOA, not one
 		// from above the delegation.
 		mname := c.ns[0].(*dns.NS).Ns
@@ -303,10 +311,11 @@ func (ix *index) finish() {
 	}
 }
 
-// level gives every record of a set the lowest TTL found in it (RFC 2181 section 5.2).
-func (s rrsets) level() {
+// level gives every record of a set the lowest TTL found in it (RFC 2181 section 5.2),
+// and at most the highest of the zone.
+func (s rrsets) level(z *Zone) {
 	for _, set := range s {
-		ttl := set[0].Header().Ttl
+		ttl := z.capped(set[0].Header().Ttl)
 		for _, rr := range set {
 			ttl = min(ttl, rr.Header().Ttl)
 		}
@@ -317,7 +326,7 @@ func (s rrsets) level() {
 }
 
 func (ix *index) soa(owner, mname string, ttl uint32) dns.RR {
-	return &dns.SOA{Hdr: header(owner, dns.TypeSOA, ttl), Ns: mname, Mbox: ix.mbox, Serial: ix.zone.Serial,
+	return &dns.SOA{Hdr: header(owner, dns.TypeSOA, ix.zone.capped(ttl)), Ns: mname, Mbox: ix.mbox, Serial: ix.zone.Serial,
 		Refresh: soaRefresh, Retry: soaRetry, Expire: soaExpire, Minttl: ttlNegative}
 }
 

@@ -9,11 +9,12 @@ import (
 // metrics counts. Label values come from fixed lists or from the configuration,
 // never from a client.
 type metrics struct {
-	queries *prometheus.CounterVec
-	first   *prometheus.CounterVec
-	dropped *prometheus.CounterVec
-	limited *prometheus.CounterVec
-	panics  prometheus.Counter
+	queries  *prometheus.CounterVec
+	first    *prometheus.CounterVec
+	dropped  *prometheus.CounterVec
+	limited  *prometheus.CounterVec
+	panics   prometheus.Counter
+	unsigned prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -21,11 +22,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return prometheus.CounterOpts{Namespace: plugin.Namespace, Subsystem: pluginName, Name: name, Help: help}
 	}
 	m := &metrics{
-		queries: prometheus.NewCounterVec(opts("queries_total", "Queries answered, by type and response code."), []string{"type", "rcode"}),
-		first:   prometheus.NewCounterVec(opts("mx_first_total", "Drawn MX answers, by the host that comes first."), []string{"host"}),
-		dropped: prometheus.NewCounterVec(opts("dropped_total", "What was dropped unanswered, by the limit it was over."), []string{"limit"}),
-		limited: prometheus.NewCounterVec(opts("rate_limited_total", "Answers by UDP beyond the rate of a network, by what became of them."), []string{"action"}),
-		panics:  prometheus.NewCounter(opts("panics_total", "Queries answered SERVFAIL because the program failed.")),
+		queries:  prometheus.NewCounterVec(opts("queries_total", "Queries answered, by type and response code."), []string{"type", "rcode"}),
+		first:    prometheus.NewCounterVec(opts("mx_first_total", "Drawn MX answers, by the host that comes first."), []string{"host"}),
+		dropped:  prometheus.NewCounterVec(opts("dropped_total", "What was dropped unanswered, by the limit it was over."), []string{"limit"}),
+		limited:  prometheus.NewCounterVec(opts("rate_limited_total", "Answers by UDP beyond the rate of a network, by what became of them."), []string{"action"}),
+		unsigned: prometheus.NewCounter(opts("unsigned_total", "Sets of a signed zone that were answered without a signature because none could be made.")),
+		panics:   prometheus.NewCounter(opts("panics_total", "Queries answered SERVFAIL because the program failed.")),
 	}
 	for _, limit := range []string{"queries", "writes", "connections"} {
 		m.dropped.WithLabelValues(limit) // shown from the start, as 0
@@ -36,7 +38,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.queries, m.first, m.dropped, m.limited, m.panics} {
+	for _, c := range []prometheus.Collector{m.queries, m.first, m.dropped, m.limited, m.panics, m.unsigned} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

@@ -51,7 +51,7 @@ func (h *Handler) resolve(ix *index, m *dns.Msg) {
 		case qtype == dns.TypeANY:
 			// RFC 8482 section 4.2. An empty non-terminal has nothing to stand for.
 			if len(sets)+len(texts) > 0 {
-				set = []dns.RR{&dns.HINFO{Hdr: header(owner, dns.TypeHINFO, ttlANY), Cpu: "RFC8482"}}
+				set = []dns.RR{&dns.HINFO{Hdr: header(owner, dns.TypeHINFO, ix.zone.capped(ttlANY)), Cpu: "RFC8482"}}
 			}
 		default:
 			set = sets[qtype]

@@ -31,6 +31,7 @@ const (
 	ttlANY         = 3600
 	ttlChallenge   = 0 // ACME servers are confused by anything they can cache
 	ttlNegative    = 60
+	ttlKey         = 3600
 )
 
 // Timers of the SOA record in seconds (RFC 1035 section 3.3.13). No secondary
@@ -55,6 +56,13 @@ type Zone struct {
 	// Records are served as they are, below or at the apex. NS records below
 	// the apex delegate. See Check for what cannot be served.
 	Records []dns.RR
+	// Keys sign the zone; none: it is not signed.
+	Keys []Key
+	// Unsigning asks the parent to remove its DS records (RFC 8078 section 4).
+	Unsigning bool
+	// MaxTTL bounds every TTL of the zone, in seconds, and so how long a rollover takes.
+	// 0: it does not.
+	MaxTTL uint32
 }
 
 // Host is one mail host.
@@ -113,9 +121,51 @@ type Challenges interface{ TXT(name string) []string }
 // TTL is that of the zone's MX records, in seconds.
 func (z *Zone) TTL() uint32 {
 	if z.Unsettled {
-		return ttlMXUnsettled
+		return z.capped(ttlMXUnsettled)
 	}
-	return ttlMX
+	return z.capped(ttlMX)
+}
+
+// capped returns a TTL, at most the highest of the zone.
+func (z *Zone) capped(ttl uint32) uint32 {
+	if z.MaxTTL > 0 {
+		return min(ttl, z.MaxTTL)
+	}
+	return ttl
+}
+
+// Delegation returns what the parent zone has to hold to delegate the zone, DS records
+// aside: the name servers, and the addresses of those whose names are in the zone (RFC
+// 1034 section 4.2.1).
+func (z *Zone) Delegation() []dns.RR {
+	ix := newIndex(z, "")
+	if ix.name == "" {
+		return nil
+	}
+	var rrs []dns.RR
+	for _, ns := range ix.names[ix.name][dns.TypeNS] {
+		rrs = append(rrs, dns.Copy(ns))
+	}
+	for _, ns := range rrs[:len(rrs):len(rrs)] {
+		for _, a := range ix.addresses(targetOf(ns)) {
+			rrs = append(rrs, dns.Copy(a))
+		}
+	}
+	for _, rr := range rrs {
+		rr.Header().Ttl = ttlNS
+	}
+	return rrs
+}
+
+// HighestTTL returns the highest TTL in the zone, in seconds.
+func (z *Zone) HighestTTL() uint32 {
+	ix, ttl := newIndex(z, ""), z.capped(ttlANY)
+	for _, sets := range ix.names {
+		for _, set := range sets {
+			ttl = max(ttl, set[0].Header().Ttl)
+		}
+	}
+	return ttl
 }
 
 // mailbox writes an e-mail address as the RNAME of a SOA record, where dots of the

@@ -14,6 +14,8 @@ type JoinNode struct {
 	Invite string `json:"invite"`
 	Node   Node   `json:"node"`
 	CA     CA     `json:"ca"` // sealed to the new set of sites
+	// Signing is the zone's keys, sealed to them too.
+	Signing SealedSigning `json:"signing,omitzero"`
 }
 
 func (JoinNode) op() string { return "node.join" }
@@ -76,7 +78,7 @@ func (ch JoinNode) admit(s *State) error {
 		return rejectf("conflict", "another node joined at the same time; try again")
 	}
 	s.CA = ch.CA
-	return nil
+	return s.reseal(ch.Signing)
 }
 
 var nodeName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
@@ -278,6 +280,8 @@ type RemoveNode struct {
 	Name string `json:"name"`
 	ID   string `json:"id"`
 	CA   CA     `json:"ca"` // sealed to the sites that are left
+	// Signing is the zone's keys, sealed to them too.
+	Signing SealedSigning `json:"signing,omitzero"`
 }
 
 func (RemoveNode) op() string { return "node.remove" }
@@ -295,5 +299,5 @@ func (ch RemoveNode) apply(s *State, c Command) error {
 		return rejectf("conflict", "the members were changed at the same time; try again")
 	}
 	s.CA = ch.CA
-	return nil
+	return s.reseal(ch.Signing)
 }

@@ -327,7 +327,7 @@ func TestRemove(t *testing.T) {
 	b.must(mailbox(1))
 	gone := a.store.State().Nodes["msgw1"]
 	ca := CA{SealedTo: []string{"msgw2"}, Certificate: "after"}
-	if _, err := b.propose(RemoveNode{"msgw1", gone.ID, ca}); err == nil {
+	if _, err := b.propose(RemoveNode{Name: "msgw1", ID: gone.ID, CA: ca}); err == nil {
 		t.Error("removed with its vote")
 	}
 	b.must(LeaveNode{"msgw1", gone.ID})
@@ -335,10 +335,10 @@ func TestRemove(t *testing.T) {
 		s := b.store.Status()
 		return s.Quorum && slices.Equal(s.Voters, []string{"msgw2"})
 	})
-	if _, err := b.propose(RemoveNode{"msgw1", gone.ID, CA{SealedTo: []string{"msgw1", "msgw2"}}}); err == nil {
+	if _, err := b.propose(RemoveNode{Name: "msgw1", ID: gone.ID, CA: CA{SealedTo: []string{"msgw1", "msgw2"}}}); err == nil {
 		t.Error("removed with the CA still sealed to it")
 	}
-	b.must(RemoveNode{"msgw1", gone.ID, ca})
+	b.must(RemoveNode{Name: "msgw1", ID: gone.ID, CA: ca})
 	within(t, 15*time.Second, "msgw2 is alone and can change", func() bool {
 		s := b.store.Status()
 		return s.Quorum && slices.Equal(s.Voters, []string{"msgw2"})

@@ -270,6 +270,11 @@ func printRestored(w io.Writer, cfg *node.Config, r *node.Restored) {
 		}
 		fmt.Fprintln(w, text)
 	}
+	if r.Unsigned {
+		fmt.Fprintln(w, "DNSSEC: the zone is not signed any more, as the backup does not hold its keys; remove the DS from the parent zone now, or validating resolvers find nothing")
+	} else if s.Signing.Phase != raftstore.Unsigned {
+		fmt.Fprintln(w, "DNSSEC: signed with the keys of the backup; if the key was changed since, the DS in the parent zone is another one: msgw dns check")
+	}
 	if r.OldHost != "" {
 		fmt.Fprintf(w, "host name: it was %s and is %s now, as the configuration file says; tell the archive and the parent zone\n", r.OldHost, s.Nodes[cfg.Name].Host)
 	}

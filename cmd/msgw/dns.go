@@ -39,6 +39,7 @@ observations behind it. The table is in docs/steering.md.`}
 		}
 		return nil
 	}
+	c.AddCommand(dnsRecordsCommand(), dnsCheckCommand(), dnsSignCommand(), dnsRolloverCommand())
 	return c
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -48,14 +49,14 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
-			ports, err := freePorts(10)
+			ports, err := freePorts(11)
 			if err != nil {
 				return err
 			}
 			for i, name := range []string{"a", "b"} {
 				p := ports[5*i:]
-				text := fmt.Sprintf("name = %q\nstate = %q\n[listen]\nsmtp = \"127.0.0.1:%s\"\npop3 = \"127.0.0.1:%s\"\npop3s = \"127.0.0.1:%s\"\ndns = \"127.0.0.1:%s\"\npeer = \"127.0.0.1:%s\"\n[public]\nipv4 = [\"127.0.0.1\"]\nsmtp_port = %s\ndns_port = %s\n",
-					name, e.WorkDir+"/"+name, p[0], p[1], p[2], p[3], p[4], p[0], p[3])
+				text := fmt.Sprintf("name = %q\nstate = %q\nresolver = \"127.0.0.1:%s\"\n[listen]\nsmtp = \"127.0.0.1:%s\"\npop3 = \"127.0.0.1:%s\"\npop3s = \"127.0.0.1:%s\"\ndns = \"127.0.0.1:%s\"\npeer = \"127.0.0.1:%s\"\n[public]\nipv4 = [\"127.0.0.1\"]\nsmtp_port = %s\ndns_port = %s\n",
+					name, e.WorkDir+"/"+name, ports[10], p[0], p[1], p[2], p[3], p[4], p[0], p[3])
 				if err := os.WriteFile(e.WorkDir+"/"+name+".toml", []byte(text), 0o600); err != nil {
 					return err
 				}
@@ -70,6 +71,7 @@ func TestScripts(t *testing.T) {
 			"oneline": cmdOneLine,
 			"ehlo":    cmdEHLO,
 			"rcpt":    cmdRCPT,
+			"signed":  cmdSigned,
 		},
 	})
 }
@@ -103,6 +105,32 @@ func smtpReply(ts *testscript.TestScript, node string, commands ...string) (repl
 		reply = fmt.Sprintf("%d %s\n", code, text)
 	}
 	return reply
+}
+
+// cmdSigned checks that a node's MX answer is signed by a key that it has: signed NODE.
+func cmdSigned(ts *testscript.TestScript, _ bool, args []string) {
+	ask := func(qtype uint16) []dns.RR {
+		q := new(dns.Msg).SetQuestion("msgw.example.com.", qtype).SetEdns0(1232, true)
+		m, err := dns.Exchange(q, ts.Getenv("DNS_"+args[0]))
+		ts.Check(err)
+		return m.Answer
+	}
+	var set []dns.RR
+	var sigs []*dns.RRSIG
+	for _, rr := range ask(dns.TypeMX) {
+		if s, ok := rr.(*dns.RRSIG); ok {
+			sigs = append(sigs, s)
+		} else {
+			set = append(set, rr)
+		}
+	}
+	for _, rr := range ask(dns.TypeDNSKEY) {
+		if k, ok := rr.(*dns.DNSKEY); ok && len(sigs) == 1 && sigs[0].KeyTag == k.KeyTag() {
+			ts.Check(sigs[0].Verify(k, set))
+			return
+		}
+	}
+	ts.Fatalf("MX %v with signatures %v", set, sigs)
 }
 
 // cmdExits runs a command and checks its exit code: exits CODE COMMAND [ARG...].

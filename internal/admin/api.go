@@ -13,6 +13,7 @@ import (
 type Node interface {
 	Status(ctx context.Context) (Status, error)
 	DNS(ctx context.Context, others bool) (DNS, error)
+	Delegated
 	Mailboxes(ctx context.Context) ([]Mailbox, error)
 	Mailbox(ctx context.Context, id string) (Mailbox, error)
 	CreateMailbox(ctx context.Context, r CreateMailbox) (Credentials, error)

@@ -70,6 +70,7 @@ func Handler(n Node, log *slog.Logger) http.Handler {
 	post(mux, "POST /v1/invites", log, func(ctx context.Context, _ *http.Request, i Invite) (any, error) { return n.Invite(ctx, i) })
 	journalRoutes(mux, n, log)
 	disasterRoutes(mux, n, log)
+	delegatedRoutes(mux, n, log)
 	mux.HandleFunc("POST /v1/backup", func(w http.ResponseWriter, r *http.Request) { sendBackup(w, r, n, log) })
 	return mux
 }

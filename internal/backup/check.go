@@ -29,6 +29,11 @@ func checkKeys(s *raftstore.State, caKey []byte) error {
 			return errors.New("cluster CA: the key is not that of the certificate")
 		}
 	}
+	if s.Signing.Clear != nil {
+		if _, err := raftstore.ParseSigningKeys(s.Signing.Clear, s.Signing.Keys); err != nil {
+			return fmt.Errorf("signing: %w", err)
+		}
+	}
 	for id, m := range s.Mailboxes {
 		for _, k := range m.Keys {
 			if _, err := age.ParseHybridRecipient(k.Recipient); err != nil {

@@ -189,6 +189,9 @@ func (b *reader) readState() error {
 		}
 		b.out.CAKey = p.Bytes
 	}
+	if s.Signing.Clear != nil && !b.out.Encrypted {
+		return broken("%s: the zone's keys in a backup that is not encrypted", configName)
+	}
 	if err := checkKeys(s, b.out.CAKey); err != nil {
 		return broken("%s: %w", configName, err)
 	}

@@ -49,6 +49,9 @@ func NewWriter(w io.Writer, state *raftstore.State, opt Options) (*Writer, error
 	if opt.CAKey != nil && len(opt.Recipients) == 0 {
 		return nil, errors.New("the CA's key goes into an encrypted backup only")
 	}
+	if state.Signing.Clear != nil && len(opt.Recipients) == 0 {
+		return nil, errors.New("the zone's keys go into an encrypted backup only")
+	}
 	b := &Writer{out: bufio.NewWriterSize(w, 64<<10), opt: opt, state: state, seen: map[journal.ID]struct{}{}, sum: Summary{Mailboxes: len(state.Mailboxes)}}
 	plain := io.Writer(b.out)
 	if len(opt.Recipients) > 0 {

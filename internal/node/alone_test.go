@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -124,6 +125,9 @@ func (m *month) begin(dir string) {
 	})
 	var err error
 	if m.box, err = (operator{m.a.Node}).CreateMailbox(t.Context(), admin.CreateMailbox{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (operator{m.a.Node}).Sign(t.Context(), admin.Sign{Want: "on"}); err != nil {
 		t.Fatal(err)
 	}
 	if m.roots, err = rootsOf(m.a, m.public.root); err != nil {
@@ -271,6 +275,12 @@ func (m *month) checkDNS() {
 	expect(zone, dns.TypeNS, "msgw1."+zone, "msgw2."+zone)
 	expect("msgw1."+zone, dns.TypeA, "192.0.2.1")
 	expect("msgw2."+zone, dns.TypeA, "192.0.2.2")
+	// A resolver that comes for the first time can validate.
+	v := &validator{parent: &parentZone{}, sites: []*answers{m.answers["msgw1"]}, random: rand.New(rand.NewPCG(1, 1)), cache: map[uint16]cached{}}
+	v.parent.set(dnskeyOf("msgw.example.com", m.state.Signing.Keys[0]).ToDS(dns.SHA256))
+	if err := v.resolve(); err != nil || v.proofs != 1 {
+		m.t.Fatalf("at %v: %d proofs, %v", time.Now(), v.proofs, err)
+	}
 }
 
 // refusesChanges tries to change the configuration, and looks whether it is served as ever.

@@ -71,6 +71,9 @@ func writeBackup(ctx context.Context, id *identity, s *raftstore.State, j *journ
 		if o.CAKey, err = id.node.OpenSecret(s.CA.Key); err != nil {
 			return sum, fmt.Errorf("cluster CA: %w", err)
 		}
+		if s, err = withClearKeys(s, id); err != nil {
+			return sum, err
+		}
 	}
 	sum.CAKey = o.CAKey != nil
 	b, err := backup.NewWriter(w, s, o)

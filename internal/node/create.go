@@ -371,9 +371,13 @@ func (n *Node) admit(ctx context.Context, r joinRequest) (joinAnswer, error) {
 	if err != nil {
 		return joinAnswer{}, err
 	}
+	keys, err := n.resealSigning(s, node, i.Replaces)
+	if err != nil {
+		return joinAnswer{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	if _, err := n.store.Propose(ctx, raftstore.JoinNode{Invite: r.Invite, Node: node, CA: sealed}); err != nil {
+	if _, err := n.store.Propose(ctx, raftstore.JoinNode{Invite: r.Invite, Node: node, CA: sealed, Signing: keys}); err != nil {
 		return joinAnswer{}, err
 	}
 	n.log.Info("node admitted", "node", node.Name, "role", node.Role, "peer", node.Peer)
@@ -388,15 +392,22 @@ func (n *Node) resealCA(s *raftstore.State, added raftstore.Node, goes string) (
 		return raftstore.CA{}, fmt.Errorf("cluster CA: %w", err)
 	}
 	out := s.CA
-	out.SealedTo = slices.DeleteFunc(s.Sites(), func(name string) bool { return name == goes })
 	var to []string
-	for _, name := range out.SealedTo {
+	out.SealedTo, to = recipients(s, added, goes)
+	out.Key, err = seal.SealSecret(key, to...)
+	return out, err
+}
+
+// recipients returns the names of the sites and, if it is one, the new node, but without a
+// node that goes, sorted, and to whom secrets are sealed for them.
+func recipients(s *raftstore.State, added raftstore.Node, goes string) (names, to []string) {
+	names = slices.DeleteFunc(s.Sites(), func(name string) bool { return name == goes })
+	for _, name := range names {
 		to = append(to, s.Nodes[name].SealTo)
 	}
 	if added.Role == raftstore.Site {
-		out.SealedTo, to = append(out.SealedTo, added.Name), append(to, added.SealTo)
-		slices.Sort(out.SealedTo)
+		names, to = append(names, added.Name), append(to, added.SealTo)
+		slices.Sort(names)
 	}
-	out.Key, err = seal.SealSecret(key, to...)
-	return out, err
+	return names, to
 }

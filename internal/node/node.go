@@ -58,6 +58,8 @@ type Node struct {
 	quarantine *quarantine             // messages that cannot be read; nil at a witness
 	restricted restricted              // mail that restrictions refused
 	offered    atomic.Pointer[offered] // what clients are told
+	keys       zoneKeys                // that the zone is signed with
+	lookParent lookFunc                // how the parent zone is looked at; nil: through the resolver
 
 	rejoining sync.Mutex   // held while this node changes its lineage
 	leaving   atomic.Int64 // until when this node takes no mail, in nanoseconds since 1970

@@ -130,6 +130,7 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 	if !n.witness {
 		out.Trouble = append(out.Trouble, copyTrouble(own.Copies)...)
 		out.Trouble = append(out.Trouble, n.restrictedTrouble()...)
+		out.Trouble = append(out.Trouble, n.signingTrouble(s.Signing)...)
 		out.Trouble = append(out.Trouble, n.quarantine.trouble()...)
 		for _, d := range append(n.journal.Damaged(), n.held.Damaged()...) {
 			trouble("damaged: %s at octet %d: %v", d.File, d.Offset, d.Err)

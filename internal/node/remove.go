@@ -69,7 +69,11 @@ func (n operator) RemoveNode(ctx context.Context, r admin.RemoveNode) (admin.Rem
 	if err != nil {
 		return admin.Removal{}, err
 	}
-	if _, err := n.change(ctx, raftstore.RemoveNode{Name: node.Name, ID: node.ID, CA: sealed}); err != nil {
+	keys, err := n.resealSigning(s, raftstore.Node{}, r.Name)
+	if err != nil {
+		return admin.Removal{}, err
+	}
+	if _, err := n.change(ctx, raftstore.RemoveNode{Name: node.Name, ID: node.ID, CA: sealed, Signing: keys}); err != nil {
 		return admin.Removal{}, err
 	}
 	out := admin.Removal{Done: true}

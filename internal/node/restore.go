@@ -27,6 +27,8 @@ type Restored struct {
 	Others []raftstore.Node // nodes that were not taken over, by name
 	// OldHost is the host name that the node had, if it has another one now.
 	OldHost string
+	// Unsigned: the zone was signed, and the backup does not hold its keys.
+	Unsigned bool
 	// Strict: some mail is refused for now until there is a second site.
 	Strict bool
 }
@@ -163,6 +165,9 @@ func (r *Restored) certify(id *identity, now time.Time) (cert string, err error)
 		return "", err
 	}
 	r.State.CA = raftstore.CA{Certificate: root, Key: sealed, SealedTo: []string{id.Name}}
+	if r.State.Signing, r.Unsigned, err = restoredSigning(r.State.Signing, id); err != nil {
+		return "", err
+	}
 	authority, err := ca.Open(root, key)
 	if err != nil {
 		return "", err

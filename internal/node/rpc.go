@@ -35,6 +35,7 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 	handle(rpc, "/holdings", func(context.Context, struct{}) (holdings, error) { return n.holdings(), nil })
 	handle(rpc, "/drain", func(_ context.Context, d admin.SetDrain) (admin.Drain, error) { return n.setOwnDrain(d) })
 	handle(rpc, "/leave", func(ctx context.Context, _ struct{}) (struct{}, error) { return struct{}{}, n.leave(ctx) })
+	handle(rpc, "/delegation", func(ctx context.Context, _ struct{}) (admin.ParentView, error) { return n.lookAtParent(ctx), nil })
 	rpc.HandleFunc("POST /sign", n.signWitness)
 
 	status := http.NewServeMux()

@@ -67,6 +67,7 @@ func (z *zone) build(vs []health.Verdict, settled, fresh bool) *snapshot {
 	apex := dns.Fqdn(state.Zone.Name)
 	s := &snapshot{verdicts: map[string]health.Verdict{}, fresh: fresh,
 		zone: &dnsplugin.Zone{Name: apex, Serial: state.Revision, Contact: state.Zone.Contact, Unsettled: fresh && !settled}}
+	z.n.signZone(s.zone, state.Signing, time.Now())
 	if state.Zone.MXMode == "rank" {
 		s.zone.Mode = dnsplugin.Rank
 	}

@@ -28,32 +28,41 @@ var RootAddrs = []string{"127.0.1.1", "127.0.1.2"}
 // sites as an operator would. r must hold the package nsd.
 func ServeTree(t testing.TB, r *Root, f lab.File) {
 	t.Helper()
-	delegation := ""
+	ServeDelegation(t, r, Delegation(f))
+}
+
+// Delegation returns the lines with which an operator delegates the lab's zone.
+func Delegation(f lab.File) string {
+	lines := ""
 	for _, n := range f.Nodes {
 		if n.Role == "site" {
-			delegation += fmt.Sprintf("%s. NS %s.\n%s. A %s\n", f.Zone, n.Host, n.Host, n.Addr)
+			lines += fmt.Sprintf("%s. NS %s.\n%s. A %s\n", f.Zone, n.Host, n.Host, n.Addr)
 		}
 	}
-	ServeDelegation(t, r, delegation)
+	return lines
 }
 
 // ServeDelegation serves the same with other lines to delegate the zone.
 func ServeDelegation(t testing.TB, r *Root, lines string) {
 	t.Helper()
-	soa := func(zone string) string {
-		return fmt.Sprintf("$ORIGIN %s\n$TTL 3600\n@ SOA ns1.%s hostmaster.%s 2026010101 14400 3600 1209600 3600\n", zone, suffix(zone), suffix(zone))
+	serve(t, r, "root", RootAddrs, ".", soaLine(".")+nsLines(".", RootAddrs)+nsLines("com.", comAddrs))
+	serve(t, r, "com", comAddrs, "com.", soaLine("com.")+nsLines("com.", comAddrs)+nsLines("example.com.", exampleAddrs))
+	serve(t, r, "example", exampleAddrs, "example.com.", soaLine("example.com.")+nsLines("example.com.", exampleAddrs)+lines)
+}
+
+// Where the servers of the other zones listen.
+var comAddrs, exampleAddrs = []string{"127.0.1.3", "127.0.1.4"}, []string{"127.0.1.5", "127.0.1.6"}
+
+func soaLine(zone string) string {
+	return fmt.Sprintf("$ORIGIN %s\n$TTL 3600\n@ SOA ns1.%s hostmaster.%s 2026010101 14400 3600 1209600 3600\n", zone, suffix(zone), suffix(zone))
+}
+
+func nsLines(zone string, addrs []string) string {
+	text := ""
+	for i, a := range addrs {
+		text += fmt.Sprintf("%s NS ns%d.%s\nns%d.%s A %s\n", zone, i+1, suffix(zone), i+1, suffix(zone), a)
 	}
-	ns := func(child string, addrs []string) string {
-		text := ""
-		for i, a := range addrs {
-			text += fmt.Sprintf("%s NS ns%d.%s\nns%d.%s A %s\n", child, i+1, suffix(child), i+1, suffix(child), a)
-		}
-		return text
-	}
-	com, example := []string{"127.0.1.3", "127.0.1.4"}, []string{"127.0.1.5", "127.0.1.6"}
-	serve(t, r, "root", RootAddrs, ".", soa(".")+ns(".", RootAddrs)+ns("com.", com))
-	serve(t, r, "com", com, "com.", soa("com.")+ns("com.", com)+ns("example.com.", example))
-	serve(t, r, "example", example, "example.com.", soa("example.com.")+ns("example.com.", example)+lines)
+	return text
 }
 
 // suffix is zone as the end of a name below it.
@@ -65,7 +74,7 @@ func suffix(zone string) string {
 }
 
 // serve runs an NSD with one zone.
-func serve(t testing.TB, r *Root, name string, addrs []string, zone, text string) {
+func serve(t testing.TB, r *Root, name string, addrs []string, zone, text string) *Process {
 	t.Helper()
 	dir := "/srv/nsd/" + name
 	r.Write(t, dir+"/zone", text, 0o644)
@@ -76,13 +85,14 @@ func serve(t testing.TB, r *Root, name string, addrs []string, zone, text string
 	conf += "remote-control:\n control-enable: no\nzone:\n name: \"" + zone + "\"\n zonefile: " + dir + "/zone\n"
 	r.Write(t, dir+"/nsd.conf", conf, 0o644)
 	r.Output(t, "/usr/sbin/nsd-checkzone", zone, dir+"/zone")
-	Start(t, "nsd-"+name, r.Command(t.Context(), "/usr/sbin/nsd", "-d", "-c", dir+"/nsd.conf"))
+	p := Start(t, "nsd-"+name, r.Command(t.Context(), "/usr/sbin/nsd", "-d", "-c", dir+"/nsd.conf"))
 	for _, a := range addrs {
 		labtest.Within(t, 20*time.Second, "nsd for "+zone, func() error {
 			_, err := Ask(a, zone, dns.TypeSOA)
 			return err
 		})
 	}
+	return p
 }
 
 // RootHints returns the served tree's root servers as a zone file.
@@ -98,6 +108,19 @@ func RootHints() string {
 // returns it. Answers are kept for at most maxTTL. r must hold the package unbound.
 func Unbound(t testing.TB, r *Root, maxTTL time.Duration) *Process {
 	t.Helper()
+	ttl := int(maxTTL.Seconds())
+	return startUnbound(t, r, fmt.Sprintf(" module-config: \"iterator\"\n cache-max-ttl: %d\n cache-max-negative-ttl: %d\n", ttl, ttl), lab.Zone+".", dns.TypeMX)
+}
+
+// ValidatingUnbound runs the same resolver, validating from an anchor and answering what
+// it can from the proofs that it has (RFC 8198).
+func ValidatingUnbound(t testing.TB, r *Root, anchor string) *Process {
+	t.Helper()
+	return startUnbound(t, r, fmt.Sprintf(" module-config: \"validator iterator\"\n trust-anchor: %q\n aggressive-nsec: yes\n val-log-level: 2\n", anchor), "example.com.", dns.TypeSOA)
+}
+
+func startUnbound(t testing.TB, r *Root, conf, name string, qtype uint16) *Process {
+	t.Helper()
 	dir := "/srv/unbound"
 	r.Write(t, dir+"/hints", RootHints(), 0o644)
 	r.Write(t, dir+"/unbound.conf", fmt.Sprintf(`server:
@@ -111,21 +134,18 @@ func Unbound(t testing.TB, r *Root, maxTTL time.Duration) *Process {
  access-control: 127.0.0.0/8 allow
  do-ip6: no
  do-not-query-localhost: no
- module-config: "iterator"
  root-hints: %q
- cache-max-ttl: %d
- cache-max-negative-ttl: %d
  qname-minimisation: yes
  num-threads: 1
-remote-control:
+%sremote-control:
  control-enable: no
-`, dir, ResolverAddr, dir+"/hints", int(maxTTL.Seconds()), int(maxTTL.Seconds())), 0o644)
+`, dir, ResolverAddr, dir+"/hints", conf), 0o644)
 	p := Start(t, "unbound", r.Command(t.Context(), "/usr/sbin/unbound", "-d", "-p", "-c", dir+"/unbound.conf"))
 	labtest.Within(t, 20*time.Second, "unbound resolves through the tree", func() error {
 		if p.Ended() {
 			t.Fatal("unbound has ended")
 		}
-		m, err := Ask(ResolverAddr, lab.Zone+".", dns.TypeMX)
+		m, err := Ask(ResolverAddr, name, qtype)
 		if err == nil && len(m.Answer) == 0 {
 			err = fmt.Errorf("no answer: %s", dns.RcodeToString[m.Rcode])
 		}

@@ -230,3 +230,6 @@ func (p *Process) Ended() bool {
 		return false
 	}
 }
+
+// Signal sends a signal.
+func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"msgw/internal/lab"
+	"msgw/test/labtest"
 	"msgw/test/peers"
 )
 
@@ -48,6 +49,15 @@ func parse(text string) reply {
 // https://ednscomp.isc.org/compliance/tests
 func TestEDNSCompliance(t *testing.T) {
 	l := peers.Lab(t)
+	ednsCompliance(t, l)
+	if _, err := signing(t, l, "sign", "on"); err != nil {
+		t.Fatal(err)
+	}
+	ednsCompliance(t, l)
+}
+
+func ednsCompliance(t *testing.T, l *labtest.Lab) {
+	t.Helper()
 	const (
 		plain   = iota // NOERROR with the SOA, no OPT
 		edns           // NOERROR with the SOA, OPT of version 0

@@ -19,7 +19,7 @@ import (
 	"msgw/test/peers"
 )
 
-var base = &peers.Root{Name: "resolvers", Packages: []string{"nsd", "unbound", "bind9", "bind9-dnsutils", "zonemaster-cli"}}
+var base = &peers.Root{Name: "resolvers", Packages: []string{"nsd", "unbound", "bind9", "bind9-dnsutils", "ldnsutils", "dnsviz", "zonemaster-cli"}}
 
 func TestMain(m *testing.M) {
 	(&peers.Suite{Roots: []*peers.Root{base}}).Main(m)
@@ -35,7 +35,7 @@ func TestResolvers(t *testing.T) {
 	f := l.File()
 	peers.ServeTree(t, base, f)
 	peers.Unbound(t, base, 0)
-	startNamed(t)
+	startNamed(t, "dnssec-validation no; max-cache-ttl 1; max-ncache-ttl 1;", "")
 
 	hosts := []string{f.Nodes[0].Host + ".", f.Nodes[1].Host + "."}
 	zone := f.Zone + "."
@@ -121,11 +121,12 @@ func sameSet(a, b []string) bool {
 	return slices.Equal(a, b)
 }
 
-// startNamed runs BIND as a resolver that knows the served tree's root.
-func startNamed(t *testing.T) {
+// startNamed runs BIND as a resolver that knows the served tree's root, with more options
+// and statements.
+func startNamed(t *testing.T, options, statements string) {
 	t.Helper()
 	// named listens only on addresses that an interface has.
-	if out, err := exec.Command("ip", "address", "add", namedAddr+"/8", "dev", "lo").CombinedOutput(); err != nil {
+	if out, err := exec.Command("ip", "address", "replace", namedAddr+"/8", "dev", "lo").CombinedOutput(); err != nil {
 		t.Fatalf("ip address add: %v\n%s", err, out)
 	}
 	const dir = "/srv/named"
@@ -138,14 +139,13 @@ func startNamed(t *testing.T) {
 	listen-on-v6 { none; };
 	recursion yes;
 	allow-query { 127.0.0.0/8; };
-	dnssec-validation no;
 	empty-zones-enable no;
-	max-cache-ttl 1;
-	max-ncache-ttl 1;
+	%s
 };
 controls { };
 zone "." { type hint; file %q; };
-`, dir, namedAddr, dir+"/hints"), 0o644)
+%s
+`, dir, namedAddr, options, dir+"/hints", statements), 0o644)
 	named := peers.Start(t, "named", base.Command(t.Context(), "/usr/sbin/named", "-g", "-c", dir+"/named.conf"))
 	labtest.Within(t, 30*time.Second, "named answers", func() error {
 		if named.Ended() {
