@@ -74,6 +74,7 @@ var changes = map[string]func() Change{
 	"acme":           func() Change { return &SetACME{} },
 	"copies":         func() Change { return &SetCopies{} },
 	"restrictions":   func() Change { return &SetRestrictions{} },
+	"zone.content":   func() Change { return &SetContent{} },
 }
 
 // newCommand wraps a change for the log.

@@ -38,6 +38,9 @@ func (s *State) check() error {
 	if err := s.Copies.Policy.check(); err != nil {
 		return fmt.Errorf("copies: %w", err)
 	}
+	if err := s.checkContent(); err != nil {
+		return fmt.Errorf("content: %w", err)
+	}
 	for name, n := range s.Nodes {
 		switch {
 		case name != n.Name:

@@ -108,7 +108,7 @@ func (s *State) checkNode(n Node) error {
 			return rejectf("exists", "%s has the host name %s", o.Name, n.Host)
 		}
 	}
-	return nil
+	return s.contentFits(n)
 }
 
 // UpdateNode replaces what a node says of itself. Weight, role, id and key stay.
@@ -266,6 +266,11 @@ func (ch LeaveNode) apply(s *State, _ Command) error {
 	for _, o := range s.Nodes {
 		if o.Leaving && o.Name != n.Name {
 			return rejectf("conflict", "%s is being removed; finish that first", o.Name)
+		}
+	}
+	for _, ns := range s.Content.NameServers {
+		if ns.Site == n.Name {
+			return rejectf("conflict", "the name server %s has the addresses of %s; give it others with `msgw dns set --ns` first", ns.Name, n.Name)
 		}
 	}
 	n.Leaving = true

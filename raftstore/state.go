@@ -177,6 +177,7 @@ type State struct {
 	ACME         ACME               `json:"acme"`
 	Copies       Copies             `json:"copies,omitzero"`
 	Restrictions Restrictions       `json:"restrictions,omitzero"`
+	Content      Content            `json:"content,omitzero"` // of the zone
 	Nodes        map[string]Node    `json:"nodes"`
 	Former       []Former           `json:"former,omitempty"` // the last ones
 	Mailboxes    map[string]Mailbox `json:"mailboxes"`
