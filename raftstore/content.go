@@ -102,11 +102,17 @@ func (ch SetContent) apply(s *State, _ Command) error {
 	return s.checkContent()
 }
 
+// CheckContent returns the *Rejection that a change to the content of s would get, or nil.
+func CheckContent(s *State) error { return s.checkContent() }
+
 // checkContent looks for what cannot be served, alone or together with the nodes.
 func (s *State) checkContent() error {
 	c := s.Content
 	if err := c.checkSettings(); err != nil {
 		return err
+	}
+	if c.MTASTS.Mode == STSEnforce && len(c.Exchanges) > 0 {
+		return rejectf("conflict", "mta-sts enforce: %s is no node, and whether senders trust its certificate is not known here; expected testing, or no exchange", c.Exchanges[0].Host)
 	}
 	z := newNames(s)
 	for _, e := range c.Exchanges {

@@ -50,6 +50,16 @@ func ParseRecord(zone, text string) (rr dns.RR, canonical string, err error) {
 	return rr, canonical, err
 }
 
+// SameRecord reports whether two records that ParseRecord wrote differ in nothing but their TTL.
+func SameRecord(a, b string) bool {
+	x, err := dns.NewRR(a)
+	if err != nil || x == nil {
+		return false
+	}
+	y, err := dns.NewRR(b)
+	return err == nil && y != nil && dns.IsDuplicate(x, y)
+}
+
 // canonicalRecord writes a record that survives the wire as it is written.
 func canonicalRecord(rr dns.RR) (string, error) {
 	text := rr.String()

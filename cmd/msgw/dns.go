@@ -8,6 +8,7 @@ import (
 
 func dnsCommand() *cobra.Command {
 	c := &cobra.Command{Use: "dns", Short: "Show what the DNS would answer now, and why", GroupID: "operate", Args: cobra.NoArgs}
+	c.AddCommand(dnsSetCommand(), dnsRecordCommand(), dnsExchangeCommand())
 	dir, asJSON := addDir(c), addJSON(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		d, err := client(*dir).DNS(c.Context())
@@ -38,6 +39,7 @@ func dnsCommand() *cobra.Command {
 		for _, f := range d.Faults {
 			fmt.Fprintln(out, "left out:", f)
 		}
+		printNotes(out, d.Notes)
 		return nil
 	}
 	return c

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -70,8 +71,31 @@ func TestScripts(t *testing.T) {
 			"oneline": cmdOneLine,
 			"ehlo":    cmdEHLO,
 			"rcpt":    cmdRCPT,
+			"query":   cmdQuery,
 		},
 	})
+}
+
+// cmdQuery waits until a node's DNS answers a name with a text within the records of a type,
+// or with none of them if there is no text: query NODE NAME TYPE [TEXT].
+func cmdQuery(ts *testscript.TestScript, _ bool, args []string) {
+	m := new(dns.Msg).SetQuestion(args[1]+".", dns.StringToType[args[2]])
+	var got string
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		r, err := dns.Exchange(m, ts.Getenv("DNS_"+args[0]))
+		if err != nil {
+			got = err.Error()
+			continue
+		}
+		got = ""
+		for _, rr := range r.Answer {
+			got += strings.ReplaceAll(rr.String(), "\t", " ") + "\n"
+		}
+		if len(args) == 3 && got == "" || len(args) == 4 && strings.Contains(got, args[3]) {
+			return
+		}
+	}
+	ts.Fatalf("%v is answered %q", args[1:], got)
 }
 
 // cmdEHLO checks that a node offers something: ehlo NODE TEXT.

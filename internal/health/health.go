@@ -25,7 +25,13 @@ type Target struct {
 	Host string   // public host name
 	SMTP []string // public host:port of its SMTP
 	DNS  []string // public host:port of its DNS
+	// Exchange is set for a mail exchanger that is no node: it has no peer port and tells
+	// nothing of itself. It is probed with this alone; SMTP says what that looks at.
+	Exchange func(ctx context.Context) error
 }
+
+// judged reports whether there is a verdict on t.
+func (t Target) judged() bool { return t.Site || t.Exchange != nil }
 
 // Report is what a node says of itself.
 type Report struct {
@@ -252,6 +258,11 @@ func (m *Monitor) probe(ctx context.Context, t Target) result {
 			f(ctx)
 		})
 	}
+	if t.Exchange != nil {
+		within(func(ctx context.Context) { r.smtp = t.Exchange(ctx) })
+		wg.Wait()
+		return r
+	}
 	within(func(ctx context.Context) {
 		if rep, err := m.opt.Prober.Report(ctx, t.Name); err != nil {
 			r.peer = err
@@ -301,6 +312,10 @@ func (m *Monitor) note(r result, now time.Time) {
 	if r.target.Self {
 		m.own = s
 	}
+	if r.target.Exchange != nil {
+		s.noteExchange(r, now, m.opt)
+		return
+	}
 	s.peer.add(r.peer, now, m.opt)
 	if r.report != nil || !s.peer.good() {
 		s.report = r.report // one lost answer does not unsay the last one
@@ -323,7 +338,7 @@ func (m *Monitor) judgeAll(targets []Target, now time.Time) {
 	var vs []Verdict
 	settled := true
 	for _, t := range targets {
-		if !t.Site {
+		if !t.judged() {
 			continue
 		}
 		v := judge(t, m.seen[t.Name], m.others(targets, t))

@@ -11,6 +11,9 @@ import (
 // judge decides about one site from what this node has seen of it and what third
 // nodes have. No case removes a host: "down" puts it last.
 func judge(t Target, s *seen, others map[string]View) Verdict {
+	if t.Exchange != nil {
+		return judgeExchange(s, others)
+	}
 	v := Verdict{Observations: observations(t, s, others)}
 	v.State, v.Reason = decide(t, s, others)
 	return v

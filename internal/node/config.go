@@ -36,6 +36,7 @@ type Listen struct {
 	POP3    string `toml:"pop3"`
 	POP3S   string `toml:"pop3s"`
 	DNS     string `toml:"dns"`
+	HTTPS   string `toml:"https"` // MTA-STS policy; empty: none
 	Peer    string `toml:"peer"`
 	Metrics string `toml:"metrics"` // Prometheus, plain HTTP; empty: none
 }
@@ -133,8 +134,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("log.format: %q, expected text or json", c.Log.Format)
 	}
 	for key, a := range map[string]string{"listen.smtp": c.Listen.SMTP, "listen.pop3": c.Listen.POP3, "listen.pop3s": c.Listen.POP3S,
-		"listen.dns": c.Listen.DNS, "listen.peer": c.Listen.Peer, "listen.metrics": c.Listen.Metrics, "resolver": c.Resolver} {
-		if a == "" && (key == "listen.metrics" || key == "resolver") {
+		"listen.dns": c.Listen.DNS, "listen.peer": c.Listen.Peer, "listen.metrics": c.Listen.Metrics, "listen.https": c.Listen.HTTPS, "resolver": c.Resolver} {
+		if a == "" && (key == "listen.metrics" || key == "listen.https" || key == "resolver") {
 			continue
 		}
 		if ap, err := netip.ParseAddrPort(a); err != nil || ap.Port() == 0 {

@@ -199,7 +199,7 @@ func (n *Node) openCerts() (*certs.Manager, error) {
 	if old := n.store.State().Nodes[n.id.Name].Host; old != names[0] {
 		names = append(names, old) // the others ask for it until they know the new one
 	}
-	return certs.Open(certs.Options{Dir: filepath.Join(n.cfg.State, certsDir), Names: names, Authority: n.authority,
+	return certs.Open(certs.Options{Dir: filepath.Join(n.cfg.State, certsDir), Names: names, Shared: n.sharedNames, Authority: n.authority,
 		Root: func() string { return n.store.State().CA.Certificate }, Changed: n.store.Changed, Resolver: n.cfg.Resolver, Log: n.log,
 		ACME: func() certs.ACME { return certs.ACME(n.store.State().ACME) }})
 }
@@ -211,7 +211,7 @@ func (n operator) DNS(context.Context) (admin.DNS, error) {
 	}
 	s := n.zone.snap.Load()
 	out := admin.DNS{Zone: strings.TrimSuffix(s.zone.Name, "."), Serial: s.zone.Serial, Mode: n.store.State().Zone.MXMode,
-		Fresh: s.fresh, MX: s.mx(), Sample: []string{}, Faults: []string{}}
+		Fresh: s.fresh, MX: s.mx(), Sample: []string{}, Faults: []string{}, Notes: append([]string{}, s.notes...)}
 	for _, x := range s.sample() {
 		out.Sample = append(out.Sample, fmt.Sprintf("%s %d IN MX %d %s", s.zone.Name, s.zone.TTL(), x.Preference, x.Host))
 	}

@@ -34,6 +34,7 @@ type report struct {
 	Lineage   []raftstore.EpochStart `json:"lineage,omitempty"`
 	Renounced string                 `json:"renounced,omitempty"`
 	You       string                 `json:"you,omitempty"` // server id of who asked, as it is known here
+	Serves    *served                `json:"serves,omitempty"`
 }
 
 // asking is what a node says of itself when it asks for a report.
@@ -55,6 +56,7 @@ func (n *Node) report() report {
 		h := n.holdings()
 		r.Waiting, r.Copies = h.waiting(), n.copies(h)
 		r.Drain = n.describeDrain(d, r.Copies, r.Waiting.Messages)
+		r.Serves = n.servesItself()
 		r.Damaged = len(n.journal.Damaged()) + len(n.held.Damaged())
 	}
 	return r
@@ -116,7 +118,7 @@ func (n *Node) targets() []health.Target {
 		}
 		ts = append(ts, t)
 	}
-	return ts
+	return append(ts, n.exchangeTargets()...)
 }
 
 // reachable turns the address of a listener into one to connect to.
@@ -140,6 +142,7 @@ func (p prober) Report(ctx context.Context, name string) (health.Report, error) 
 	if err != nil {
 		return health.Report{}, err
 	}
+	p.n.told.note(name, r.Serves)
 	return r.Report, nil
 }
 
