@@ -50,11 +50,11 @@ func (h *Handler) addOPT(m, r *dns.Msg, c cookie) {
 // fit makes m no longer than size. Additional addresses go first, whole sets at a
 // time and without a word: a client that misses them asks (RFC 2181 section 9).
 // Only if the rest is too long, or the addresses are the glue of a referral (RFC
-// 9471 section 3), TC sends the client to TCP.
-func fit(m *dns.Msg, size int) {
+// 9471 section 3), TC sends the client to TCP. It returns the length.
+func fit(m *dns.Msg, size int) int {
 	m.Compress = true
-	if m.Len() <= size {
-		return
+	if n := m.Len(); n <= size {
+		return n
 	}
 	if referral := !m.Authoritative && len(m.Ns) > 0; !referral {
 		extra, opt := m.Extra, []dns.RR(nil)
@@ -67,6 +67,7 @@ func fit(m *dns.Msg, size int) {
 		}
 	}
 	m.Truncate(size)
+	return m.Len()
 }
 
 // dropSet cuts the last set of records off.

@@ -46,8 +46,7 @@ func ParseRecord(zone, text string) (rr dns.RR, canonical string, err error) {
 		return nil, "", errors.New("more than one record; add them one by one")
 	}
 	rr.Header().Name = dns.CanonicalName(rr.Header().Name)
-	canonical, err = canonicalRecord(rr)
-	return rr, canonical, err
+	return throughWire(rr)
 }
 
 // SameRecord reports whether two records that ParseRecord wrote differ in nothing but their TTL.
@@ -60,30 +59,30 @@ func SameRecord(a, b string) bool {
 	return err == nil && y != nil && dns.IsDuplicate(x, y)
 }
 
-// canonicalRecord writes a record that survives the wire as it is written.
-func canonicalRecord(rr dns.RR) (string, error) {
+// throughWire gives a record as others read it from an answer, and the text of that.
+func throughWire(rr dns.RR) (dns.RR, string, error) {
 	text := rr.String()
 	buf := make([]byte, dns.MaxMsgSize)
 	n, err := dns.PackRR(dns.Copy(rr), buf, 0, nil, false)
 	if err != nil {
-		return "", fmt.Errorf("record %.80q: %w", text, err)
+		return nil, "", fmt.Errorf("record %.80q: %w", text, err)
 	}
 	back, _, err := dns.UnpackRR(buf[:n], 0)
 	if err != nil {
-		return "", fmt.Errorf("record %.80q: %w", text, err)
+		return nil, "", fmt.Errorf("record %.80q: %w", text, err)
 	}
 	switch h := back.Header(); {
 	case n > maxRecordData:
-		return "", fmt.Errorf("record %.80q: %d octets, expected at most %d", text, n, maxRecordData)
+		return nil, "", fmt.Errorf("record %.80q: %d octets, expected at most %d", text, n, maxRecordData)
 	case h.Rdlength == 0:
-		return "", fmt.Errorf("record %.80q: it has no data", text)
+		return nil, "", fmt.Errorf("record %.80q: it has no data", text)
 	}
 	// What does not read as it was written would not be the same at every node.
 	again, err := dns.NewRR(back.String())
 	if err != nil || again == nil || again.String() != back.String() {
-		return "", fmt.Errorf("record %.80q: it cannot be written in one way only", text)
+		return nil, "", fmt.Errorf("record %.80q: it cannot be written in one way only", text)
 	}
-	return back.String(), nil
+	return back, back.String(), nil
 }
 
 // names is what stands where in the zone, while it is checked.
