@@ -163,3 +163,21 @@ func TestToldServed(t *testing.T) {
 		t.Errorf("after two minutes: %+v, %+v", near, far)
 	}
 }
+
+// A node that is restored alone keeps the name servers that it can have.
+func TestKeepNameServers(t *testing.T) {
+	t.Parallel()
+	s := zoneOf(raftstore.Content{NameServers: []raftstore.NameServer{{Name: "ns1.msgw.example.com", Site: "msgw1"}, {Name: "ns2.msgw.example.com", Site: "msgw2"},
+		{Name: "msgw1.msgw.example.com"}, {Name: "mx2.example.net"}, {Name: "old.msgw.example.com"}}})
+	delete(s.Nodes, "msgw2")
+	var got []string
+	for _, ns := range keepNameServers(s) {
+		got = append(got, ns.Name)
+	}
+	if want := []string{"ns1.msgw.example.com", "msgw1.msgw.example.com", "mx2.example.net"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if s.Content.NameServers = keepNameServers(s); raftstore.CheckContent(s) != nil || buildZone(s, nil, nil, true, false).zone.Check() != nil {
+		t.Error("what is kept cannot be served")
+	}
+}

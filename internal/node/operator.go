@@ -141,6 +141,11 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 			trouble("the disk of %s fills up", n.cfg.State)
 		}
 	}
+	if s.Content.MTASTS.Mode == raftstore.STSEnforce {
+		for _, site := range untrusted(s, n.serves()) {
+			trouble("MTA-STS enforce: %s is not known to serve a publicly trusted certificate; senders that hold the policy send it no mail", site)
+		}
+	}
 	for _, c := range out.Certs {
 		if left := time.Until(c.NotAfter); c.Served && left < 14*24*time.Hour {
 			trouble("the certificate for %s ends %s", strings.Join(c.Names, ", "), c.NotAfter.Format(time.DateOnly))
