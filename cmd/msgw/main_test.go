@@ -1,9 +1,14 @@
 package main
 
 import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/textproto"
 	"os"
 	"os/exec"
@@ -49,7 +54,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
-			ports, err := freePorts(10)
+			ports, err := freePorts(11)
 			if err != nil {
 				return err
 			}
@@ -57,6 +62,10 @@ func TestScripts(t *testing.T) {
 				p := ports[5*i:]
 				text := fmt.Sprintf("name = %q\nstate = %q\n[listen]\nsmtp = \"127.0.0.1:%s\"\npop3 = \"127.0.0.1:%s\"\npop3s = \"127.0.0.1:%s\"\ndns = \"127.0.0.1:%s\"\npeer = \"127.0.0.1:%s\"\n[public]\nipv4 = [\"127.0.0.1\"]\nsmtp_port = %s\ndns_port = %s\n",
 					name, e.WorkDir+"/"+name, p[0], p[1], p[2], p[3], p[4], p[0], p[3])
+				if name == "b" { // it serves the MTA-STS policy, too
+					text = strings.Replace(text, "[listen]\n", "[listen]\nhttps = \"127.0.0.1:"+ports[10]+"\"\n", 1)
+					e.Setenv("HTTPS_b", "127.0.0.1:"+ports[10])
+				}
 				if err := os.WriteFile(e.WorkDir+"/"+name+".toml", []byte(text), 0o600); err != nil {
 					return err
 				}
@@ -72,6 +81,7 @@ func TestScripts(t *testing.T) {
 			"ehlo":    cmdEHLO,
 			"rcpt":    cmdRCPT,
 			"query":   cmdQuery,
+			"policy":  cmdPolicy,
 		},
 	})
 }
@@ -96,6 +106,31 @@ func cmdQuery(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	}
 	ts.Fatalf("%v is answered %q", args[1:], got)
+}
+
+// cmdPolicy fetches the MTA-STS policy of a host from a node, whose certificate must be for it
+// and by the CA in a file, and expects text: policy NODE HOST CAFILE TEXT.
+func cmdPolicy(ts *testscript.TestScript, _ bool, args []string) {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(ts.ReadFile(args[2])))
+	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, ts.Getenv("HTTPS_"+args[0]))
+		}}}
+	var got string
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		res, err := c.Get("https://" + args[1] + "/.well-known/mta-sts.txt")
+		if err != nil {
+			got = err.Error() // the certificate may not have the name yet
+			continue
+		}
+		b, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if got = res.Status + " " + string(b); err == nil && strings.Contains(got, args[3]) {
+			return
+		}
+	}
+	ts.Fatalf("policy of %s: %q", args[1], got)
 }
 
 // cmdEHLO checks that a node offers something: ehlo NODE TEXT.

@@ -54,7 +54,7 @@ func (n *Node) probeExchange(ctx context.Context, e raftstore.Exchange) error {
 	list := e.Addresses
 	if len(list) == 0 {
 		var err error
-		if list, err = n.lookUp(ctx, e.Host); err != nil {
+		if list, err = n.lookUp(ctx, e.Host+"."); err != nil {
 			return err
 		}
 	}
