@@ -1,7 +1,9 @@
 package raftstore
 
 import (
+	"encoding/json"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -177,6 +179,33 @@ func TestRecords(t *testing.T) {
 	tlsa := Content{TLSA: true, Records: []string{"_tcp.msgw1.msgw.example.com.\t3600\tIN\tNS\tns.example.net."}}
 	if _, why := try(twoSites(), SetContent{Content: tlsa}); !strings.Contains(why, "delegate _25._tcp.msgw1.msgw.example.com. away") {
 		t.Errorf("TLSA records delegated away: %q", why)
+	}
+}
+
+// A configuration without content is written as before, and one with content is read with it.
+func TestContentIsKept(t *testing.T) {
+	t.Parallel()
+	s := twoSites()
+	s.Format, s.Epoch, s.CA = stateFormat, Epoch{1, "e"}, CA{Certificate: "c", Key: []byte("k")}
+	b, err := json.Marshal(s)
+	if err != nil || strings.Contains(string(b), `"content"`) {
+		t.Errorf("%v, %s", err, b)
+	}
+	s.Content = Content{Version: 3, CAA: CAA{Issue: []string{CAAuto}}, Records: []string{"www.msgw.example.com.\t3600\tIN\tA\t192.0.2.80"},
+		Exchanges: []Exchange{{Host: "old.example.com", Weight: 2}}, NameServers: []NameServer{{Name: "ns1.example.com"}}}
+	for _, want := range []string{"", "content: apex"} {
+		if want != "" {
+			s.Content.Apex = []string{"nowhere"}
+		}
+		if b, err = json.Marshal(s); err != nil {
+			t.Fatal(err)
+		}
+		switch back, err := DecodeState(b); {
+		case (err == nil) != (want == ""), err != nil && !strings.Contains(err.Error(), want):
+			t.Errorf("%v, want %q", err, want)
+		case err == nil && !reflect.DeepEqual(back.Content, s.Content):
+			t.Errorf("%+v", back.Content)
+		}
 	}
 }
 

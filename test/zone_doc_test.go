@@ -1,7 +1,10 @@
 package test
 
 import (
+	"crypto/sha256"
+	"crypto/tls"
 	"fmt"
+	"net/smtp"
 	"slices"
 	"strings"
 	"testing"
@@ -56,6 +59,37 @@ func TestZoneDocument(t *testing.T) {
 	m := new(dns.Msg).SetQuestion(zone+".", dns.TypeMX)
 	if r, err := dns.Exchange(m, p.nodes[1].DNS); err != nil || len(r.Answer) != 4 {
 		t.Errorf("MX %v, %v", r, err)
+	}
+}
+
+// TestTLSA compares the TLSA records that both sites answer with the keys that they show.
+func TestTLSA(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	p.msgw(0, 0, "dns", "set", "--tlsa", "on")
+	for _, host := range p.nodes {
+		c, err := smtp.Dial(host.SMTP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.StartTLS(&tls.Config{InsecureSkipVerify: true, ServerName: host.Host}); err != nil {
+			t.Fatal(err)
+		}
+		state, _ := c.TLSConnectionState()
+		want := fmt.Sprintf("3 1 1 %x", sha256.Sum256(state.PeerCertificates[0].RawSubjectPublicKeyInfo))
+		for _, n := range p.nodes {
+			labtest.Within(t, 20*time.Second, "TLSA of "+host.Name+" at "+n.Name, func() error {
+				r, err := dns.Exchange(new(dns.Msg).SetQuestion("_25._tcp."+host.Host+".", dns.TypeTLSA), n.DNS)
+				if err != nil {
+					return err
+				}
+				if len(r.Answer) != 1 || !strings.HasSuffix(r.Answer[0].String(), want) {
+					return fmt.Errorf("%v, want %s", r.Answer, want)
+				}
+				return nil
+			})
+		}
 	}
 }
 

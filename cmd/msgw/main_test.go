@@ -70,6 +70,7 @@ func TestScripts(t *testing.T) {
 					return err
 				}
 				e.Setenv("SMTP_"+name, "127.0.0.1:"+p[0])
+				e.Setenv("SMTP_PORT_"+name, p[0])
 				e.Setenv("DNS_"+name, "127.0.0.1:"+p[3])
 			}
 			return nil
@@ -82,6 +83,7 @@ func TestScripts(t *testing.T) {
 			"rcpt":    cmdRCPT,
 			"query":   cmdQuery,
 			"policy":  cmdPolicy,
+			"shows":   cmdShows,
 		},
 	})
 }
@@ -190,6 +192,18 @@ func cmdRetry(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		if time.Now().After(end) {
 			ts.Fatalf("%s: %v", strings.Join(args, " "), err)
+		}
+	}
+}
+
+// cmdShows repeats a command that works until it prints a text: shows TEXT COMMAND...
+func cmdShows(ts *testscript.TestScript, _ bool, args []string) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		ts.Check(ts.Exec(args[1], args[2:]...))
+		if got := ts.ReadFile("stdout"); strings.Contains(got, args[0]) {
+			return
+		} else if time.Now().After(end) {
+			ts.Fatalf("%s: %s", strings.Join(args, " "), got)
 		}
 	}
 }

@@ -106,12 +106,10 @@ func directoryCA(a raftstore.ACME) string {
 // takes over an address gets one (RFC 8657 section 4).
 func (s *snapshot) caa(state *raftstore.State, serves map[string]served) {
 	c := state.Content.CAA
-	add := func(tag, value string) {
-		s.zone.Records = append(s.zone.Records, &dns.CAA{Hdr: s.header("", dns.TypeCAA, ttlSettings), Tag: tag, Value: value})
-	}
+	var issue []string
 	for _, ca := range c.Issue {
 		if ca != raftstore.CAAuto {
-			add("issue", ca+"; validationmethods=dns-01")
+			issue = append(issue, ca+"; validationmethods=dns-01")
 			continue
 		}
 		if ca = directoryCA(state.ACME); ca == "" {
@@ -120,10 +118,16 @@ func (s *snapshot) caa(state *raftstore.State, serves map[string]served) {
 			return
 		}
 		for _, account := range s.accounts(state, serves) {
-			add("issue", ca+"; validationmethods=dns-01"+account)
+			issue = append(issue, ca+"; validationmethods=dns-01"+account)
 		}
 	}
-	if len(c.Issue) > 0 && c.DenyWildcards {
+	add := func(tag, value string) {
+		s.zone.Records = append(s.zone.Records, &dns.CAA{Hdr: s.header("", dns.TypeCAA, ttlSettings), Tag: tag, Value: value})
+	}
+	for _, value := range issue {
+		add("issue", value)
+	}
+	if len(issue) > 0 && c.DenyWildcards {
 		add("issuewild", ";")
 	}
 	if c.Iodef != "" {

@@ -12,6 +12,7 @@ import (
 
 	"msgw/internal/admin"
 	"msgw/internal/certs"
+	"msgw/internal/health"
 	"msgw/raftstore"
 )
 
@@ -139,6 +140,11 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 		}
 		if n.journal.Low() {
 			trouble("the disk of %s fills up", n.cfg.State)
+		}
+	}
+	for _, m := range out.MX {
+		if m.External && m.State == string(health.Down) {
+			trouble("the exchange %s is down: %s", m.Host, m.Reason)
 		}
 	}
 	if s.Content.MTASTS.Mode == raftstore.STSEnforce {
