@@ -97,6 +97,12 @@ func (ch SetContent) apply(s *State, _ Command) error {
 	if ch.Version != s.Content.Version {
 		return rejectf("conflict", "the zone's settings were changed at the same time; try again")
 	}
+	for _, text := range ch.Content.Records {
+		// One that is there already may have been written by another version.
+		if _, canonical, err := ParseRecord(s.Zone.Name, text); err == nil && canonical != text && !slices.Contains(s.Content.Records, text) {
+			return rejectf("invalid", "record %.80q: expected it as %.80q", text, canonical)
+		}
+	}
 	ch.Content.Version = ch.Version + 1
 	s.Content = ch.Content
 	return s.checkContent()
@@ -173,7 +179,7 @@ func (c Content) checkSettings() error {
 
 func (c CAA) check() error {
 	for i, d := range c.Issue {
-		if d != CAAuto && !hostName(d) {
+		if d != CAAuto && !IsHostName(d) {
 			return rejectf("invalid", "caa: %.60q, expected the domain of a CA, as in letsencrypt.org, or %s", d, CAAuto)
 		}
 		if slices.Contains(c.Issue[:i], d) {
@@ -208,7 +214,7 @@ func checkURI(name, uri string) error {
 	web, https := strings.CutPrefix(uri, "https://")
 	local, domain, at := strings.Cut(rest, "@")
 	host, _, _ := strings.Cut(web, "/")
-	if len(uri) > maxURI || !(mail && at && local != "" && hostName(domain) || https && hostName(host)) ||
+	if len(uri) > maxURI || !(mail && at && local != "" && IsHostName(domain) || https && IsHostName(host)) ||
 		strings.ContainsFunc(uri, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`,!;"\`, r) }) {
 		return rejectf("invalid", "%s: %.60q, expected an address, as in mailto:postmaster@example.com, or an https URL, of at most %d octets", name, uri, maxURI)
 	}
@@ -228,8 +234,9 @@ func checkAddresses(name string, list []string) error {
 	return nil
 }
 
-// hostName reports whether a name can be a public host's (RFC 1123 section 2.1).
-func hostName(name string) bool {
+// IsHostName reports whether a name can be a public host's, in lower case and without a final
+// dot (RFC 1123 section 2.1).
+func IsHostName(name string) bool {
 	if len(name) > 253 || !strings.Contains(name, ".") {
 		return false
 	}

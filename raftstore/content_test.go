@@ -225,16 +225,22 @@ func TestContentAndNodes(t *testing.T) {
 			t.Errorf("%s: %q, want %q", host, why, want)
 		}
 	}
-	if _, why := try(s, LeaveNode{Name: "msgw2", ID: "2"}); !strings.Contains(why, "ns.msgw.example.com has the addresses of msgw2") {
+	if _, why := try(s, LeaveNode{Name: "msgw2", ID: "2"}); !strings.Contains(why, "ns.msgw.example.com is a name server of the zone with the addresses of msgw2") {
 		t.Errorf("the site of a name server leaves: %q", why)
 	}
-	if s, why = try(s, SetContent{Version: 1}); why != "" {
+	if s, why = try(s, SetContent{Version: 1, Content: Content{NameServers: []NameServer{{Name: "mx2.example.net"}}}}); why != "" {
+		t.Fatal(why)
+	}
+	if _, why := try(s, LeaveNode{Name: "msgw2", ID: "2"}); !strings.Contains(why, "mx2.example.net is a name server") {
+		t.Errorf("a name server leaves: %q", why)
+	}
+	if s, why = try(s, SetContent{Version: 2}); why != "" {
 		t.Fatal(why)
 	}
 	if s, why = try(s, LeaveNode{Name: "msgw2", ID: "2"}); why != "" {
 		t.Fatal(why)
 	}
-	if _, why := try(s, SetContent{Version: 2, Content: Content{NameServers: []NameServer{{"ns.msgw.example.com", "msgw2"}}}}); !strings.Contains(why, "no site is named msgw2") {
+	if _, why := try(s, SetContent{Version: 3, Content: Content{NameServers: []NameServer{{"ns.msgw.example.com", "msgw2"}}}}); !strings.Contains(why, "no site is named msgw2") {
 		t.Errorf("a name server at a site that leaves: %q", why)
 	}
 }

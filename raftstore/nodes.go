@@ -269,8 +269,8 @@ func (ch LeaveNode) apply(s *State, _ Command) error {
 		}
 	}
 	for _, ns := range s.Content.NameServers {
-		if ns.Site == n.Name {
-			return rejectf("conflict", "the name server %s has the addresses of %s; give it others with `msgw dns set --ns` first", ns.Name, n.Name)
+		if ns.Site == n.Name || ns.Name == n.Host {
+			return rejectf("conflict", "%s is a name server of the zone with the addresses of %s; name others with `msgw dns set --ns` first", ns.Name, n.Name)
 		}
 	}
 	n.Leaving = true

@@ -56,14 +56,14 @@ func dnsExchangeAddCommand() *cobra.Command {
 	port := c.Flags().Int("port", 25, "where its SMTP is probed; senders go to 25")
 	return exchangeChange(c, func(z *admin.ZoneSettings, args []string) (err error) {
 		e := admin.MailExchange{Host: strings.TrimSuffix(args[0], ".")}
-		if find(z, e.Host) >= 0 {
+		if findExchange(z, e.Host) >= 0 {
 			return fmt.Errorf("%s is there already; `msgw dns exchange weight` changes its weight", e.Host)
 		}
-		if e.Weight, err = weight(args[1]); err != nil {
+		if e.Weight, err = parseWeight(args[1]); err != nil {
 			return err
 		}
 		if *address != "" {
-			if e.Addresses, err = addresses(list(*address)); err != nil {
+			if e.Addresses, err = parseAddresses(list(*address)); err != nil {
 				return fmt.Errorf("address: %w", err)
 			}
 		}
@@ -81,11 +81,11 @@ func dnsExchangeAddCommand() *cobra.Command {
 func dnsExchangeWeightCommand() *cobra.Command {
 	c := &cobra.Command{Use: "weight HOST WEIGHT", Short: "Change its share of the mail", Args: cobra.ExactArgs(2)}
 	return exchangeChange(c, func(z *admin.ZoneSettings, args []string) error {
-		i, err := mustFind(z, args[0])
+		i, err := mustFindExchange(z, args[0])
 		if err != nil {
 			return err
 		}
-		z.Exchanges[i].Weight, err = weight(args[1])
+		z.Exchanges[i].Weight, err = parseWeight(args[1])
 		return err
 	})
 }
@@ -93,7 +93,7 @@ func dnsExchangeWeightCommand() *cobra.Command {
 func dnsExchangeRemoveCommand() *cobra.Command {
 	c := &cobra.Command{Use: "remove HOST", Short: "Take one out of the MX records", Args: cobra.ExactArgs(1)}
 	return exchangeChange(c, func(z *admin.ZoneSettings, args []string) error {
-		i, err := mustFind(z, args[0])
+		i, err := mustFindExchange(z, args[0])
 		if err == nil {
 			z.Exchanges = slices.Delete(z.Exchanges, i, i+1)
 		}
@@ -118,19 +118,19 @@ func exchangeChange(c *cobra.Command, change func(z *admin.ZoneSettings, args []
 	return c
 }
 
-func find(z *admin.ZoneSettings, host string) int {
+func findExchange(z *admin.ZoneSettings, host string) int {
 	return slices.IndexFunc(z.Exchanges, func(e admin.MailExchange) bool { return e.Host == strings.TrimSuffix(host, ".") })
 }
 
-func mustFind(z *admin.ZoneSettings, host string) (int, error) {
-	i := find(z, host)
+func mustFindExchange(z *admin.ZoneSettings, host string) (int, error) {
+	i := findExchange(z, host)
 	if i < 0 {
 		return i, fmt.Errorf("no exchange %s; `msgw dns exchange list` shows them", host)
 	}
 	return i, nil
 }
 
-func weight(s string) (uint32, error) {
+func parseWeight(s string) (uint32, error) {
 	w, err := strconv.ParseUint(s, 10, 32)
 	if err != nil || w > raftstore.MaxWeight {
 		return 0, fmt.Errorf("weight %q: expected 0 to %d", s, raftstore.MaxWeight)

@@ -75,27 +75,27 @@ func setZone(f *pflag.FlagSet, z *admin.ZoneSettings) (changed bool, err error) 
 		var e error
 		switch flag.Name {
 		case "ns":
-			z.NameServers = nameServers(v)
+			z.NameServers = parseNameServers(v)
 		case "apex":
-			z.Apex, e = apexAddresses(v)
+			z.Apex, e = parseApex(v)
 		case "caa":
-			if z.CAA.Issue = words(v); v == off {
+			if z.CAA.Issue = listUnlessOff(v); v == off {
 				z.CAA = admin.CAA{}
 			}
 		case "caa-wildcards":
-			z.CAA.DenyWildcards, e = either(v, "deny", "allow")
+			z.CAA.DenyWildcards, e = parseEither(v, "deny", "allow")
 		case "caa-iodef":
 			z.CAA.Iodef = unless(v, off)
 		case "caa-accounts":
-			z.CAA.Accounts, e = either(v, "yes", "no")
+			z.CAA.Accounts, e = parseEither(v, "yes", "no")
 		case "tlsa":
-			z.TLSA, e = either(v, "on", off)
+			z.TLSA, e = parseEither(v, "on", off)
 		case "mta-sts":
 			z.MTASTS.Mode = unless(v, off)
 		case "mta-sts-max-age":
-			z.MTASTS.MaxAge, e = seconds(v)
+			z.MTASTS.MaxAge, e = parseSeconds(v)
 		case "tls-reports":
-			z.TLSReports = words(v)
+			z.TLSReports = listUnlessOff(v)
 		default:
 			return
 		}
@@ -118,23 +118,23 @@ func unless(v, nothing string) string {
 	return v
 }
 
-// words takes a list apart; off is no list.
-func words(v string) []string {
+// listUnlessOff takes a list apart; off is no list.
+func listUnlessOff(v string) []string {
 	if v == off {
 		return nil
 	}
 	return list(v)
 }
 
-// either takes one of two words.
-func either(v, yes, no string) (bool, error) {
+// parseEither takes one of two words.
+func parseEither(v, yes, no string) (bool, error) {
 	if v != yes && v != no {
 		return false, fmt.Errorf("%q, expected %s or %s", v, yes, no)
 	}
 	return v == yes, nil
 }
 
-func nameServers(v string) (out []admin.NameServer) {
+func parseNameServers(v string) (out []admin.NameServer) {
 	for _, s := range list(v) { // default is none
 		name, site, _ := strings.Cut(s, "=")
 		out = append(out, admin.NameServer{Name: strings.TrimSuffix(name, "."), Site: site})
@@ -142,14 +142,14 @@ func nameServers(v string) (out []admin.NameServer) {
 	return out
 }
 
-func apexAddresses(v string) ([]string, error) {
+func parseApex(v string) ([]string, error) {
 	if v == raftstore.ApexSites {
 		return []string{v}, nil
 	}
-	return addresses(words(v))
+	return parseAddresses(listUnlessOff(v))
 }
 
-func addresses(list []string) ([]string, error) {
+func parseAddresses(list []string) ([]string, error) {
 	for i, s := range list {
 		a, err := netip.ParseAddr(s)
 		if err != nil {
@@ -160,7 +160,7 @@ func addresses(list []string) ([]string, error) {
 	return list, nil
 }
 
-func seconds(v string) (uint32, error) {
+func parseSeconds(v string) (uint32, error) {
 	if v == defaults {
 		return 0, nil
 	}

@@ -225,15 +225,8 @@ func (c *Config) host(zone string) string {
 // CheckHostName says whether a name can be a public host name or a zone (RFC 1123
 // section 2.1).
 func CheckHostName(name string) error {
-	bad := fmt.Errorf("%q, expected a full host name in lower case, as in msgw1.msgw.example.com", name)
-	if len(name) > 253 || !strings.Contains(name, ".") {
-		return bad
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' ||
-			strings.ContainsFunc(label, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }) {
-			return bad
-		}
+	if !raftstore.IsHostName(name) {
+		return fmt.Errorf("%q, expected a full host name in lower case, as in msgw1.msgw.example.com", name)
 	}
 	return nil
 }

@@ -181,3 +181,28 @@ func TestKeepNameServers(t *testing.T) {
 		t.Error("what is kept cannot be served")
 	}
 }
+
+// enforce waits until every site has told lately that senders can check its certificate;
+// what was set before may stay, whoever is away.
+func TestEnforce(t *testing.T) {
+	t.Parallel()
+	n := &Node{id: &identity{Name: "wit"}}
+	enforce := raftstore.Content{MTASTS: raftstore.MTASTS{Mode: raftstore.STSEnforce}}
+	check := func(before raftstore.Content, want string) {
+		t.Helper()
+		if err := n.checkContent(zoneOf(before), enforce); (err == nil) != (want == "") || err != nil && !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	check(raftstore.Content{}, "served by msgw1, msgw2")
+	n.told.note("msgw1", &served{Trusted: true})
+	n.told.note("msgw2", &served{})
+	check(raftstore.Content{}, "served by msgw2")
+	check(enforce, "")
+	n.told.note("msgw2", &served{Trusted: true})
+	check(raftstore.Content{}, "")
+	at := n.told.last["msgw1"]
+	at.at = at.at.Add(-2 * servedNear)
+	n.told.last["msgw1"] = at
+	check(raftstore.Content{}, "served by msgw1")
+}
