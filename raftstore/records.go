@@ -203,10 +203,10 @@ func (z *names) records(texts []string) error {
 			return rejectf("invalid", "%v", err)
 		}
 		if err := z.alone(rr); err != nil {
-			return rejectf("invalid", "record %.80q: %v", text, err)
+			return rejectf("invalid", "record %s: %v", shown(text), err)
 		}
 		if slices.ContainsFunc(rrs, func(o dns.RR) bool { return dns.IsDuplicate(o, rr) }) {
-			return rejectf("exists", "record %.80q: it is there already", text)
+			return rejectf("exists", "record %s: it is there already", shown(text))
 		}
 		if rrs = append(rrs, rr); rr.Header().Rrtype == dns.TypeNS {
 			cuts[rr.Header().Name] = true
@@ -214,11 +214,14 @@ func (z *names) records(texts []string) error {
 	}
 	for i, rr := range rrs {
 		if err := z.among(rrs, cuts, rr); err != nil {
-			return rejectf("invalid", "record %.80q: %v", texts[i], err)
+			return rejectf("invalid", "record %s: %v", shown(texts[i]), err)
 		}
 	}
 	return nil
 }
+
+// shown is a record in one short line.
+func shown(text string) string { return fmt.Sprintf("%.100s", strings.ReplaceAll(text, "\t", " ")) }
 
 // alone checks a record with regard to what the server makes itself.
 func (z *names) alone(rr dns.RR) error {

@@ -182,7 +182,6 @@ func changeZone(c *cobra.Command, cl *admin.Client, z admin.ZoneSettings, asJSON
 		return printJSON(out, ch)
 	}
 	printChange(out, ch.Change)
-	printNotes(out, ch.Notes)
 	return nil
 }
 

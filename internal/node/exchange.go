@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"msgw/internal/health"
 	"msgw/raftstore"
@@ -15,15 +16,37 @@ import (
 // smtpPort is where senders go (RFC 5321 section 4.5.4.2).
 const smtpPort = 25
 
-// lookedUp keeps the last addresses of exchanges that have none of their own: a resolver
-// that fails says nothing of them.
+// lookedUp keeps the last addresses of exchanges that have none of their own: they are not
+// looked up for every probe, and a resolver that fails says nothing of them.
 type lookedUp struct {
 	mu   sync.Mutex
-	last map[string][]string // by host name
+	last map[string]lookedUpAt // by host name
 }
 
-// maxLookedUp bounds the addresses of one exchange that are probed.
-const maxLookedUp = 8
+type lookedUpAt struct {
+	addresses []string
+	at        time.Time
+}
+
+const (
+	lookedUpFor = time.Minute
+	maxLookedUp = 8 // addresses of one exchange that are probed
+)
+
+func (l *lookedUp) get(host string) lookedUpAt {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last[host]
+}
+
+func (l *lookedUp) set(host string, addresses []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.last == nil || len(l.last) > maxLookedUp { // it was set often; the others come back
+		l.last = map[string]lookedUpAt{}
+	}
+	l.last[host] = lookedUpAt{addresses, time.Now()}
+}
 
 // exchangeTargets are the mail exchangers that are no nodes, for health.
 func (n *Node) exchangeTargets() []health.Target {
@@ -65,8 +88,12 @@ func (n *Node) probeExchange(ctx context.Context, e raftstore.Exchange) error {
 	return health.ProbeExchange(ctx, where, n.host())
 }
 
-// lookUp asks the resolver for the addresses of a host.
+// lookUp asks the resolver for the addresses of a host, once a minute.
 func (n *Node) lookUp(ctx context.Context, host string) ([]string, error) {
+	last := n.lookedUp.get(host)
+	if time.Since(last.at) < lookedUpFor {
+		return last.addresses, nil
+	}
 	r := &net.Resolver{}
 	if to := n.cfg.Resolver; to != "" {
 		r.PreferGo = true
@@ -75,12 +102,9 @@ func (n *Node) lookUp(ctx context.Context, host string) ([]string, error) {
 		}
 	}
 	ips, err := r.LookupNetIP(ctx, "ip", host)
-	k := &n.lookedUp
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	if err != nil {
-		if last := k.last[host]; last != nil {
-			return last, nil
+		if last.addresses != nil {
+			return last.addresses, nil
 		}
 		return nil, fmt.Errorf("addresses of %s: %w", host, err)
 	}
@@ -90,9 +114,6 @@ func (n *Node) lookUp(ctx context.Context, host string) ([]string, error) {
 			list = append(list, a)
 		}
 	}
-	if k.last == nil {
-		k.last = map[string][]string{}
-	}
-	k.last[host] = list
+	n.lookedUp.set(host, list)
 	return list, nil
 }

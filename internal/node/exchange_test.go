@@ -21,8 +21,10 @@ func TestLookUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	var fails atomic.Bool
+	var asked atomic.Int32
 	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
 		m := new(dns.Msg).SetReply(r)
+		asked.Add(1)
 		switch q := r.Question[0]; {
 		case fails.Load():
 			m.Rcode = dns.RcodeServerFailure
@@ -42,12 +44,27 @@ func TestLookUp(t *testing.T) {
 		<-done
 	})
 	n := &Node{cfg: &Config{Resolver: pc.LocalAddr().String()}}
-	for range 2 {
+	first := int32(0)
+	for i := range 3 {
 		list, err := n.lookUp(t.Context(), "old.example.com.")
 		if slices.Sort(list); err != nil || !slices.Equal(list, []string{"192.0.2.7", "192.0.2.8"}) {
 			t.Errorf("%q, %v", list, err)
 		}
-		fails.Store(true)
+		switch i {
+		case 0:
+			first = asked.Load()
+			fails.Store(true)
+		case 1:
+			if asked.Load() != first {
+				t.Error("asked again within a minute")
+			}
+			last := n.lookedUp.get("old.example.com.")
+			n.lookedUp.last["old.example.com."] = lookedUpAt{last.addresses, last.at.Add(-2 * lookedUpFor)}
+		case 2:
+			if asked.Load() == first {
+				t.Error("not asked again after two minutes")
+			}
+		}
 	}
 	if _, err := n.lookUp(t.Context(), "gone.example.com."); err == nil || !strings.Contains(err.Error(), "addresses of gone.example.com.") {
 		t.Errorf("a host that was never found: %v", err)
