@@ -225,6 +225,16 @@ func TestContentAndNodes(t *testing.T) {
 			t.Errorf("%s: %q, want %q", host, why, want)
 		}
 	}
+	// A new machine in the place of a site has its host name, whatever its own file says.
+	listed, why := try(s, SetContent{Version: 1, Content: Content{NameServers: []NameServer{{Name: "msgw1.msgw.example.com"}}}})
+	if why != "" {
+		t.Fatal(why)
+	}
+	listed, _ = try(listed, AddInvite{Invite: Invite{ID: "i", Role: Site, Expires: time.Now().Add(time.Hour), Replaces: "msgw1", ReplacesID: "1"}})
+	other := Node{Name: "msgw1", ID: "9", Role: Site, Host: "new.msgw.example.com", Peer: "192.0.2.9:8451", V4: []string{"192.0.2.9"}}
+	if _, why := try(listed, JoinNode{Invite: "i", Node: other, CA: CA{SealedTo: []string{"msgw1", "msgw2"}}}); why != "" {
+		t.Errorf("a name server's machine is replaced: %q", why)
+	}
 	if _, why := try(s, LeaveNode{Name: "msgw2", ID: "2"}); !strings.Contains(why, "ns.msgw.example.com is a name server of the zone with the addresses of msgw2") {
 		t.Errorf("the site of a name server leaves: %q", why)
 	}

@@ -59,11 +59,11 @@ func (ch JoinNode) replace(s *State, i Invite, c Command) error {
 	case ch.Node.Name != old.Name:
 		return rejectf("invalid", "this invitation is for a node named %s, not %s", old.Name, ch.Node.Name)
 	}
-	if err := s.checkNode(ch.Node); err != nil {
-		return err
-	}
 	n := ch.Node
 	n.Host, n.Weight = old.Host, old.Weight
+	if err := s.checkNode(n); err != nil {
+		return err
+	}
 	s.Nodes[n.Name] = n
 	s.retire(old, "replaced", c.At)
 	return ch.admit(s)

@@ -42,7 +42,7 @@ func (l *lookedUp) get(host string) lookedUpAt {
 func (l *lookedUp) set(host string, addresses []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.last == nil || len(l.last) > maxLookedUp { // it was set often; the others come back
+	if l.last == nil || len(l.last) > maxLookedUp { // some of them were removed; the others are looked up again
 		l.last = map[string]lookedUpAt{}
 	}
 	l.last[host] = lookedUpAt{addresses, time.Now()}
