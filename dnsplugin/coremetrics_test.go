@@ -2,9 +2,11 @@ package dnsplugin
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coredns/coredns/plugin/metrics/vars"
 	"github.com/miekg/dns"
@@ -86,5 +88,24 @@ coredns_dns_do_requests_total{server="dns://%[1]s",view="",zone="dropped"} 0
 	}
 	if n := count(t, one, "coredns_dns_request_duration_seconds"); n != 2 {
 		t.Errorf("durations of %d zones, of the zone and of what is dropped were expected", n)
+	}
+}
+
+// Counting a query allocates nothing. It is not parallel: allocations are counted for the
+// whole process.
+func TestCountingAllocatesNothing(t *testing.T) {
+	c, err := newCoreMetrics(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, client := question("gw.example.org.", "MX").SetEdns0(1232, true), netip.MustParseAddr("192.0.2.99")
+	ctx := t.Context()
+	if n := testing.AllocsPerRun(1000, func() {
+		s := c.of(ctx, "gw.example.org.", client, false, q, dns.RcodeSuccess)
+		s.request(q)
+		s.answered(100)
+		s.took(time.Millisecond)
+	}); n > 0 {
+		t.Errorf("%v allocations for each query", n)
 	}
 }
