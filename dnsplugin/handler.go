@@ -64,6 +64,7 @@ type Handler struct {
 	next         plugin.Handler
 	log          *slog.Logger
 	metrics      *metrics
+	core         *coreMetrics
 	inFlight     gate
 	secrets      func() []CookieSecret
 	limiter      *limiter     // nil: answers are not bounded
@@ -103,8 +104,12 @@ func New(o Options) (*Handler, error) {
 	if err != nil {
 		return nil, plugin.Error(pluginName, err)
 	}
+	core, err := newCoreMetrics(o.Registerer)
+	if err != nil {
+		return nil, plugin.Error(pluginName, err)
+	}
 	h := &Handler{source: o.Source, challenges: o.Challenges, self: o.Self, nsid: hex.EncodeToString([]byte(o.NSID)),
-		next: o.Next, log: o.Log, metrics: m, inFlight: newGate(o.MaxInFlight), random: rand.New(process{}),
+		next: o.Next, log: o.Log, metrics: m, core: core, inFlight: newGate(o.MaxInFlight), random: rand.New(process{}),
 		secrets: o.CookieSecrets, limiter: newLimiter(o.Rate)}
 	h.signer = newSigner(h.unsigned)
 	return h, nil
@@ -153,6 +158,12 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if (&request.Request{W: w, Req: r}).Proto() == "tcp" {
 		size, udp = dns.MaxMsgSize, false
 	}
+	zone := ""
+	if ix := h.current.Load(); ix != nil && !outside {
+		zone = ix.name
+	}
+	counts := h.core.of(ctx, zone, client, !udp, r, m.Rcode)
+	counts.request(r)
 	if udp && !cookie.valid {
 		switch h.limiter.account(client, kindOf(m), now) {
 		case rateDrop:
@@ -163,12 +174,14 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 			m = truncated(m)
 		}
 	}
-	fit(m, size)
+	length := fit(m, size)
 	h.metrics.answered(m)
+	counts.answered(length)
 	if err := w.WriteMsg(m); err != nil {
 		h.log.Debug("dns answer not sent", "client", w.RemoteAddr().String(), "err", err)
 		return dns.RcodeSuccess, plugin.Error(pluginName, err)
 	}
+	counts.took(time.Since(now))
 	if !plugin.ClientWrite(m.Rcode) {
 		return dns.RcodeSuccess, nil
 	}

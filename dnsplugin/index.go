@@ -237,44 +237,71 @@ func (ix *index) place(rr dns.RR) {
 	set[h.Rrtype] = ix.add(set[h.Rrtype], rr)
 }
 
-// placeHosts adds the addresses of the hosts, and NS and SOA of the zone.
+// placeHosts adds the addresses of the hosts and name servers, and NS and SOA of the zone.
 func (ix *index) placeHosts(hosts []Host) {
 	if len(hosts) == 0 {
 		ix.fault("the zone has no mail host")
 	}
-	apex, mname := ix.names[ix.name], ""
+	var ns []string
 	for _, h := range hosts {
-		inside := dns.IsSubDomain(ix.name, h.Name)
-		if inside && len(h.V4)+len(h.V6) == 0 {
+		if dns.IsSubDomain(ix.name, h.Name) && len(h.V4)+len(h.V6) == 0 {
 			ix.fault("host %s has no address", h.Name)
 		}
-		place := func(a netip.Addr, rr dns.RR, ok bool) {
-			if !ok || a.Zone() != "" {
-				ix.fault("host %s: address %v is not of the family it is listed under", h.Name, a)
-			} else if inside {
-				ix.place(rr)
-			}
-		}
-		for _, a := range h.V4 {
-			place(a, &dns.A{Hdr: header(h.Name, dns.TypeA, ttlAddress), A: a.AsSlice()}, a.Is4())
-		}
-		for _, a := range h.V6 {
-			place(a, &dns.AAAA{Hdr: header(h.Name, dns.TypeAAAA, ttlAddress), AAAA: a.AsSlice()}, a.Is6() && !a.Is4In6())
-		}
+		ix.placeAddresses("host", h.Name, h.V4, h.V6)
 		if h.NameServer {
-			if mname == "" {
-				mname = h.Name
-			}
-			apex[dns.TypeNS] = ix.add(apex[dns.TypeNS], &dns.NS{Hdr: header(ix.name, dns.TypeNS, ttlNS), Ns: h.Name})
+			ns = append(ns, h.Name)
 		}
 	}
-	if mname == "" {
+	if named := ix.placeNameServers(); len(named) > 0 {
+		ns = named
+	}
+	apex, mname := ix.names[ix.name], ix.name
+	for _, name := range ns {
+		apex[dns.TypeNS] = ix.add(apex[dns.TypeNS], &dns.NS{Hdr: header(ix.name, dns.TypeNS, ttlNS), Ns: name})
+	}
+	if len(ns) == 0 {
 		ix.fault("no host is a name server of the zone")
-		mname = ix.name
+	} else {
+		mname = ns[0]
 	}
 	apex[dns.TypeSOA] = []dns.RR{ix.soa(ix.name, mname, ttlSOA)}
 	// RFC 2308 section 3: a negative answer lives min(TTL of the SOA, MINIMUM).
 	ix.negative = ix.soa(ix.name, mname, min(ttlSOA, ttlNegative))
+}
+
+// placeNameServers adds the addresses of the zone's own name servers and gives their names.
+func (ix *index) placeNameServers() (names []string) {
+	for _, ns := range ix.zone.NameServers {
+		name := dns.CanonicalName(ns.Name)
+		if !validName(name) {
+			ix.fault("name server %q is not a domain name", ns.Name)
+			continue
+		}
+		ix.placeAddresses("name server", name, ns.V4, ns.V6)
+		if dns.IsSubDomain(ix.name, name) && len(ix.addresses(name)) == 0 {
+			ix.fault("name server %s has no address", name)
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+// placeAddresses adds the addresses of a name if that is in the zone.
+func (ix *index) placeAddresses(what, name string, v4, v6 []netip.Addr) {
+	inside := dns.IsSubDomain(ix.name, name)
+	place := func(a netip.Addr, rr dns.RR, ok bool) {
+		if !ok || a.Zone() != "" {
+			ix.fault("%s %s: address %v is not of the family it is listed under", what, name, a)
+		} else if inside {
+			ix.place(rr)
+		}
+	}
+	for _, a := range v4 {
+		place(a, &dns.A{Hdr: header(name, dns.TypeA, ttlAddress), A: a.AsSlice()}, a.Is4())
+	}
+	for _, a := range v6 {
+		place(a, &dns.AAAA{Hdr: header(name, dns.TypeAAAA, ttlAddress), AAAA: a.AsSlice()}, a.Is6() && !a.Is4In6())
+	}
 }
 
 // finish settles what depends on all records of a name.

@@ -2,6 +2,7 @@ package dnsplugin
 
 import (
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
@@ -140,5 +141,41 @@ func TestRecordsAreCopied(t *testing.T) {
 	after, _ := h.reply(question("gw.example.org.", "TXT"), cookie{})
 	if text(before) != text(after) {
 		t.Errorf("%s\nbecame\n%s", text(before), text(after))
+	}
+}
+
+// Name servers of their own stand in the place of the hosts, with glue where they need it.
+func TestNameServers(t *testing.T) {
+	t.Parallel()
+	z := twoHosts()
+	z.NameServers = []NameServer{{Name: "NS1.example.net."}, {Name: "ns2.gw.example.org.", V4: []netip.Addr{netip.MustParseAddr("192.0.2.53")}, V6: []netip.Addr{netip.MustParseAddr("2001:db8::53")}},
+		{Name: "gw1.gw.example.org."}}
+	if err := z.Check(); err != nil {
+		t.Error(err)
+	}
+	h := handler(t, Options{Source: sourceOf(z)})
+	want := `NOERROR aa
+an gw.example.org. 3600 NS ns1.example.net.
+an gw.example.org. 3600 NS ns2.gw.example.org.
+an gw.example.org. 3600 NS gw1.gw.example.org.
+ar ns2.gw.example.org. 300 A 192.0.2.53
+ar ns2.gw.example.org. 300 AAAA 2001:db8::53
+ar gw1.gw.example.org. 300 A 192.0.2.1
+ar gw1.gw.example.org. 300 AAAA 2001:db8::1`
+	if m, _ := h.reply(question("gw.example.org.", "NS"), cookie{}); text(m) != want {
+		t.Errorf("got\n%s\nwant\n%s", text(m), want)
+	}
+	if m, _ := h.reply(question("gw.example.org.", "SOA"), cookie{}); !strings.Contains(text(m), " SOA ns1.example.net. ") {
+		t.Errorf("the SOA names another server: %s", text(m))
+	}
+	if m, _ := h.reply(question("gw.example.org.", "MX"), cookie{}); strings.Contains(text(m), "ns2") {
+		t.Errorf("a name server takes mail: %s", text(m))
+	}
+	for _, bad := range []NameServer{{Name: "ns3.gw.example.org."}, {Name: "a..b."}, {Name: "ns4.gw.example.org.", V4: []netip.Addr{netip.MustParseAddr("2001:db8::1")}}} {
+		z := twoHosts()
+		z.NameServers = []NameServer{bad}
+		if z.Check() == nil {
+			t.Errorf("%+v has no fault", bad)
+		}
 	}
 }

@@ -50,12 +50,16 @@ func (h *Handler) addOPT(m, r *dns.Msg, c cookie) {
 // fit makes m no longer than size. Additional records go first, signatures before
 // addresses, whole sets at a time and without a word: a client that misses them asks (RFC 2181 section 9).
 // Only if the rest is too long, or the addresses are the glue of a referral (RFC
-// 9471 section 3), TC sends the client to TCP.
-func fit(m *dns.Msg, size int) {
+// 9471 section 3), TC sends the client to TCP. It returns the length, or more where that
+// is far below size.
+func fit(m *dns.Msg, size int) int {
 	m.Compress = false
-	short := m.Len() <= size // already without compression, which takes longer to measure
-	if m.Compress = true; short || m.Len() <= size {
-		return
+	n := m.Len() // without compression, which takes longer to measure
+	if m.Compress = true; n <= size {
+		return n
+	}
+	if n = m.Len(); n <= size {
+		return n
 	}
 	if referral := !m.Authoritative && len(m.Ns) > 0; !referral {
 		extra, opt := m.Extra, []dns.RR(nil)
@@ -68,6 +72,7 @@ func fit(m *dns.Msg, size int) {
 		}
 	}
 	m.Truncate(size)
+	return m.Len()
 }
 
 // dropSet cuts the last set of records off.

@@ -50,6 +50,8 @@ type Zone struct {
 	Contact string // mailbox of whoever is responsible; empty: hostmaster at the zone
 	Mode    Mode
 	Hosts   []Host // the mail hosts; some of them the zone's name servers too
+	// NameServers of the zone; if there are none, the hosts that say so are.
+	NameServers []NameServer
 	// Unsettled says that some verdict is about to change, which halves the
 	// TTL of MX answers.
 	Unsettled bool
@@ -72,6 +74,14 @@ type Host struct {
 	Weight     uint32 // share of the mail relative to the other hosts
 	State      State
 	NameServer bool // also a name server of the zone
+}
+
+// NameServer is a name of the zone's NS records, which never depend on health. One inside the
+// zone that is no mail host has addresses of its own, which are served, and are the glue of
+// a delegation in the parent zone.
+type NameServer struct {
+	Name   string
+	V4, V6 []netip.Addr // of a name outside the zone or of a mail host: none
 }
 
 // Mode is how weights become MX preferences.

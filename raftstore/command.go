@@ -77,6 +77,7 @@ var changes = map[string]func() Change{
 	"signing.step":    func() Change { return &SignStep{} },
 	"signing.reached": func() Change { return &SignReached{} },
 	"signing.parent":  func() Change { return &SignParent{} },
+	"zone.content":    func() Change { return &SetContent{} },
 }
 
 // newCommand wraps a change for the log.

@@ -41,6 +41,9 @@ func (s *State) check() error {
 	if err := s.Signing.check(); err != nil {
 		return fmt.Errorf("signing: %w", err)
 	}
+	if err := s.checkContent(); err != nil {
+		return fmt.Errorf("content: %w", err)
+	}
 	for name, n := range s.Nodes {
 		switch {
 		case name != n.Name:

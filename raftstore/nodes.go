@@ -61,11 +61,11 @@ func (ch JoinNode) replace(s *State, i Invite, c Command) error {
 	case ch.Node.Name != old.Name:
 		return rejectf("invalid", "this invitation is for a node named %s, not %s", old.Name, ch.Node.Name)
 	}
-	if err := s.checkNode(ch.Node); err != nil {
-		return err
-	}
 	n := ch.Node
 	n.Host, n.Weight = old.Host, old.Weight
+	if err := s.checkNode(n); err != nil {
+		return err
+	}
 	s.Nodes[n.Name] = n
 	s.retire(old, "replaced", c.At)
 	return ch.admit(s)
@@ -110,7 +110,7 @@ func (s *State) checkNode(n Node) error {
 			return rejectf("exists", "%s has the host name %s", o.Name, n.Host)
 		}
 	}
-	return nil
+	return s.contentFits(n)
 }
 
 // UpdateNode replaces what a node says of itself. Weight, role, id and key stay.
@@ -268,6 +268,11 @@ func (ch LeaveNode) apply(s *State, _ Command) error {
 	for _, o := range s.Nodes {
 		if o.Leaving && o.Name != n.Name {
 			return rejectf("conflict", "%s is being removed; finish that first", o.Name)
+		}
+	}
+	for _, ns := range s.Content.NameServers {
+		if ns.Site == n.Name || ns.Name == n.Host {
+			return rejectf("conflict", "%s is a name server of the zone with the addresses of %s; name others with `msgw dns set --ns` first", ns.Name, n.Name)
 		}
 	}
 	n.Leaving = true

@@ -178,6 +178,7 @@ type State struct {
 	Copies       Copies             `json:"copies,omitzero"`
 	Restrictions Restrictions       `json:"restrictions,omitzero"`
 	Signing      Signing            `json:"signing,omitzero"`
+	Content      Content            `json:"content,omitzero"` // of the zone
 	Nodes        map[string]Node    `json:"nodes"`
 	Former       []Former           `json:"former,omitempty"` // the last ones
 	Mailboxes    map[string]Mailbox `json:"mailboxes"`

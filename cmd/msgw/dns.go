@@ -15,6 +15,7 @@ func dnsCommand() *cobra.Command {
 		Long: `Show what this node's DNS would answer now, and why. With --explain, also what the other
 sites would answer, the row of the decision table that each verdict comes from, and the
 observations behind it. The table is in docs/steering.md.`}
+	c.AddCommand(dnsSetCommand(), dnsRecordCommand(), dnsExchangeCommand(), dnsRecordsCommand(), dnsCheckCommand(), dnsSignCommand(), dnsRolloverCommand())
 	dir, asJSON := addDir(c), addJSON(c)
 	explain := c.Flags().Bool("explain", false, "with the rows and observations behind it, and what the other sites would answer")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -39,7 +40,6 @@ observations behind it. The table is in docs/steering.md.`}
 		}
 		return nil
 	}
-	c.AddCommand(dnsRecordsCommand(), dnsCheckCommand(), dnsSignCommand(), dnsRolloverCommand())
 	return c
 }
 
@@ -71,5 +71,6 @@ func printDNS(out io.Writer, d admin.DNS, explain bool) error {
 	for _, f := range d.Faults {
 		fmt.Fprintln(out, "left out:", f)
 	}
+	printNotes(out, d.Notes)
 	return nil
 }

@@ -1,14 +1,21 @@
 package main
 
 import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/textproto"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,17 +27,21 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"msgw": main})
 }
 
-// freePorts returns n ports of 127.0.0.1 that are free for TCP and UDP.
+// freePorts returns n ports of 127.0.0.1 that are free for TCP and UDP. They are below those
+// that the kernel gives to connections, of which scripts beside this one make many.
 func freePorts(n int) ([]string, error) {
 	var ports []string
 	for range n {
 		for {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
+			port := strconv.Itoa(10000 + rand.IntN(20000))
+			l, err := net.Listen("tcp", "127.0.0.1:"+port)
+			if errors.Is(err, syscall.EADDRINUSE) {
+				continue
+			}
 			if err != nil {
 				return nil, err
 			}
 			defer l.Close()
-			port := strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 			u, err := net.ListenPacket("udp", "127.0.0.1:"+port)
 			if err != nil {
 				continue
@@ -49,7 +60,7 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
-			ports, err := freePorts(11)
+			ports, err := freePorts(12)
 			if err != nil {
 				return err
 			}
@@ -57,10 +68,15 @@ func TestScripts(t *testing.T) {
 				p := ports[5*i:]
 				text := fmt.Sprintf("name = %q\nstate = %q\nresolver = \"127.0.0.1:%s\"\n[listen]\nsmtp = \"127.0.0.1:%s\"\npop3 = \"127.0.0.1:%s\"\npop3s = \"127.0.0.1:%s\"\ndns = \"127.0.0.1:%s\"\npeer = \"127.0.0.1:%s\"\n[public]\nipv4 = [\"127.0.0.1\"]\nsmtp_port = %s\ndns_port = %s\n",
 					name, e.WorkDir+"/"+name, ports[10], p[0], p[1], p[2], p[3], p[4], p[0], p[3])
+				if name == "b" { // it serves the MTA-STS policy, too
+					text = strings.Replace(text, "[listen]\n", "[listen]\nhttps = \"127.0.0.1:"+ports[11]+"\"\n", 1)
+					e.Setenv("HTTPS_b", "127.0.0.1:"+ports[11])
+				}
 				if err := os.WriteFile(e.WorkDir+"/"+name+".toml", []byte(text), 0o600); err != nil {
 					return err
 				}
 				e.Setenv("SMTP_"+name, "127.0.0.1:"+p[0])
+				e.Setenv("SMTP_PORT_"+name, p[0])
 				e.Setenv("DNS_"+name, "127.0.0.1:"+p[3])
 			}
 			return nil
@@ -72,8 +88,58 @@ func TestScripts(t *testing.T) {
 			"ehlo":    cmdEHLO,
 			"rcpt":    cmdRCPT,
 			"signed":  cmdSigned,
+			"query":   cmdQuery,
+			"policy":  cmdPolicy,
+			"shows":   cmdShows,
 		},
 	})
+}
+
+// cmdQuery waits until a node's DNS answers a name with a text within the records of a type,
+// or with none of them if there is no text: query NODE NAME TYPE [TEXT].
+func cmdQuery(ts *testscript.TestScript, _ bool, args []string) {
+	m := new(dns.Msg).SetQuestion(args[1]+".", dns.StringToType[args[2]])
+	var got string
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		r, err := dns.Exchange(m, ts.Getenv("DNS_"+args[0]))
+		if err != nil {
+			got = err.Error()
+			continue
+		}
+		got = ""
+		for _, rr := range r.Answer {
+			got += strings.ReplaceAll(rr.String(), "\t", " ") + "\n"
+		}
+		if len(args) == 3 && got == "" || len(args) == 4 && strings.Contains(got, args[3]) {
+			return
+		}
+	}
+	ts.Fatalf("%v is answered %q", args[1:], got)
+}
+
+// cmdPolicy fetches the MTA-STS policy of a host from a node, whose certificate must be for it
+// and by the CA in a file, and expects text: policy NODE HOST CAFILE TEXT.
+func cmdPolicy(ts *testscript.TestScript, _ bool, args []string) {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(ts.ReadFile(args[2])))
+	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, ts.Getenv("HTTPS_"+args[0]))
+		}}}
+	var got string
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		res, err := c.Get("https://" + args[1] + "/.well-known/mta-sts.txt")
+		if err != nil {
+			got = err.Error() // the certificate may not have the name yet
+			continue
+		}
+		b, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if got = res.Status + " " + string(b); err == nil && strings.Contains(got, args[3]) {
+			return
+		}
+	}
+	ts.Fatalf("policy of %s: %q", args[1], got)
 }
 
 // cmdEHLO checks that a node offers something: ehlo NODE TEXT.
@@ -159,6 +225,18 @@ func cmdRetry(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		if time.Now().After(end) {
 			ts.Fatalf("%s: %v", strings.Join(args, " "), err)
+		}
+	}
+}
+
+// cmdShows repeats a command that works until it prints a text: shows TEXT COMMAND...
+func cmdShows(ts *testscript.TestScript, _ bool, args []string) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		ts.Check(ts.Exec(args[1], args[2:]...))
+		if got := ts.ReadFile("stdout"); strings.Contains(got, args[0]) {
+			return
+		} else if time.Now().After(end) {
+			ts.Fatalf("%s: %s", strings.Join(args, " "), got)
 		}
 	}
 }

@@ -32,6 +32,7 @@ type Node interface {
 	SetCopies(ctx context.Context, c CopySettings) (Change, error)
 	SetMailboxPolicy(ctx context.Context, id, policy string) (Change, error)
 	Adopt(ctx context.Context, node string) (Copies, error)
+	Zones
 	Journals
 	// Release lets a quarantined message be listed again.
 	Release(ctx context.Context, id string) error
@@ -154,7 +155,8 @@ type Cert struct {
 
 // MX is what the zone says of one host now.
 type MX struct {
-	Node         string    `json:"node"`
+	Node         string    `json:"node"`               // empty if external
+	External     bool      `json:"external,omitempty"` // an exchange that is no node
 	Host         string    `json:"host"`
 	Weight       uint32    `json:"weight"`
 	State        string    `json:"state"`          // up, drained or down
@@ -179,6 +181,7 @@ type DNS struct {
 	MX     []MX     `json:"mx"`
 	Sample []string `json:"sample"`           // one drawn answer
 	Faults []string `json:"faults"`           // records that cannot be served
+	Notes  []string `json:"notes"`            // settings that are not published as they are, and why
 	Others []DNS    `json:"others,omitempty"` // what the other sites would answer
 }
 

@@ -22,6 +22,7 @@ import (
 // its own DNS answers every challenge.
 type account struct {
 	settings ACME
+	issuer   *certmagic.ACMEIssuer
 	cache    *certmagic.Cache
 	config   *certmagic.Config
 	stored   map[string]*tls.Certificate // what it had got before; served until cache holds it again
@@ -95,6 +96,7 @@ func (m *Manager) newAccount(ctx context.Context, s ACME) (*account, error) {
 		// The same key over renewals keeps TLSA records true, and leaves no moment
 		// when key and certificate on disk do not match.
 		ReusePrivateKeys: true,
+		KeySource:        m,
 		OCSP:             certmagic.OCSPConfig{DisableStapling: true},
 		Logger:           quiet,
 		OnEvent: func(_ context.Context, event string, data map[string]any) error {
@@ -112,7 +114,8 @@ func (m *Manager) newAccount(ctx context.Context, s ACME) (*account, error) {
 			return nil, fmt.Errorf("roots: expected certificates in PEM")
 		}
 	}
-	a.config.Issuers = []certmagic.Issuer{certmagic.NewACMEIssuer(a.config, issuer)}
+	a.issuer = certmagic.NewACMEIssuer(a.config, issuer)
+	a.config.Issuers = []certmagic.Issuer{a.issuer}
 	a.stored = map[string]*tls.Certificate{}
 	for _, name := range m.opt.Names {
 		c, err := a.config.CacheManagedCertificate(ctx, name)

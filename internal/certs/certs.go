@@ -33,6 +33,7 @@ import (
 type Options struct {
 	Dir       string // for this node's certificates and keys
 	Names     []string
+	Shared    func() []string               // names that the nodes share, for the CA's certificate alone; nil: none
 	Authority func() (*ca.Authority, error) // the cluster's CA
 	Root      func() string                 // its certificate, PEM
 	ACME      func() ACME                   // where public certificates come from
@@ -79,6 +80,9 @@ const (
 // can be done it makes one by itself, says so, and Run tries on; then the error is
 // nil, too. It returns an error only if there is no key at all to be had.
 func Open(opt Options) (*Manager, error) {
+	if opt.Shared == nil {
+		opt.Shared = func() []string { return nil }
+	}
 	m := &Manager{opt: opt, dns: challenges{values: map[string][]string{}}}
 	// Before the first port opens: who comes right after a restart sees no other
 	// certificate than before it.
@@ -143,12 +147,12 @@ func (m *Manager) TLS() *tls.Config {
 
 // certificate chooses what to serve: a publicly trusted certificate for the name
 // asked for, else one for any name of ours (many SMTP clients send none), else the
-// cluster CA's.
+// cluster CA's, which alone has the shared names.
 func (m *Manager) certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	m.mu.Lock()
 	local, a := m.local, m.acme
 	m.mu.Unlock()
-	if a != nil {
+	if a != nil && !slices.Contains(m.opt.Shared(), h.ServerName) {
 		names := m.opt.Names
 		if slices.Contains(names, h.ServerName) {
 			names = append([]string{h.ServerName}, names...)
@@ -216,6 +220,7 @@ func (m *Manager) tryRenewLocal(now time.Time) error {
 	if err != nil {
 		return err
 	}
+	names := slices.Concat(m.opt.Names, m.opt.Shared())
 	certPath := filepath.Join(m.opt.Dir, certFile)
 	b, err := os.ReadFile(certPath)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -228,7 +233,7 @@ func (m *Manager) tryRenewLocal(now time.Time) error {
 			m.local, m.selfSigned = c, false
 		}
 		m.mu.Unlock()
-		if now.Before(c.Leaf.NotAfter.Add(-ca.RenewBefore)) && slices.Equal(c.Leaf.DNSNames, m.opt.Names) && issuedBy(c.Leaf, m.opt.Root()) {
+		if now.Before(c.Leaf.NotAfter.Add(-ca.RenewBefore)) && slices.Equal(c.Leaf.DNSNames, names) && issuedBy(c.Leaf, m.opt.Root()) {
 			return nil
 		}
 	}
@@ -236,7 +241,7 @@ func (m *Manager) tryRenewLocal(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	p, err := a.IssueHost(m.opt.Names, key.Public(), now)
+	p, err := a.IssueHost(names, key.Public(), now)
 	if err != nil {
 		return err
 	}
@@ -249,7 +254,7 @@ func (m *Manager) tryRenewLocal(now time.Time) error {
 	m.mu.Lock()
 	m.local, m.selfSigned = c, false
 	m.mu.Unlock()
-	m.opt.Log.Info("certificate issued by the cluster's CA", "names", m.opt.Names, "until", c.Leaf.NotAfter)
+	m.opt.Log.Info("certificate issued by the cluster's CA", "names", names, "until", c.Leaf.NotAfter)
 	return nil
 }
 

@@ -1,8 +1,10 @@
 package certs
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"os"
@@ -192,5 +194,37 @@ func TestChallenges(t *testing.T) {
 	m.dns.CleanUp(t.Context(), b)
 	if got := m.TXT(name); len(got) != 0 || len(m.dns.values) != 0 {
 		t.Errorf("none under way: %q", got)
+	}
+}
+
+// Shared names are in the certificate of the cluster's CA while they are wanted, and the key
+// that TLSA records name stays the same.
+func TestSharedNames(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	var shared []string
+	m, err := Open(Options{Dir: t.TempDir(), Names: []string{"msgw1.example.org"}, Shared: func() []string { return shared },
+		Authority: func() (*ca.Authority, error) { return c.a, nil }, Root: func() string { return c.root }, ACME: func() ACME { return ACME{} }, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := m.Keys()
+	if sum := sha256.Sum256(leaf(t, m, "").RawSubjectPublicKeyInfo); len(keys) != 1 || keys[0] != hex.EncodeToString(sum[:]) {
+		t.Errorf("keys %q", keys)
+	}
+	for _, want := range [][]string{{"mta-sts.example.org"}, nil} {
+		shared = want
+		if err := m.renewLocal(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if got := leaf(t, m, "mta-sts.example.org").DNSNames; !slices.Equal(got, append([]string{"msgw1.example.org"}, want...)) {
+			t.Errorf("names %q", got)
+		}
+	}
+	if !slices.Equal(m.Keys(), keys) {
+		t.Error("the key changed")
+	}
+	if m.Trusted(time.Now()) || m.Account(t.Context()) != "" {
+		t.Error("trusted, or with an account, without an ACME directory")
 	}
 }

@@ -24,7 +24,13 @@ type Target struct {
 	Host string   // public host name
 	SMTP []string // public host:port of its SMTP
 	DNS  []string // public host:port of its DNS
+	// Exchange is set for a mail exchanger that is no node: it has no peer port and tells
+	// nothing of itself. It is probed with this alone; SMTP says what that looks at.
+	Exchange func(ctx context.Context) error
 }
+
+// judged reports whether there is a verdict on t.
+func (t Target) judged() bool { return t.Site || t.Exchange != nil }
 
 // Report is what a node says of itself.
 type Report struct {
@@ -236,7 +242,7 @@ func (m *Monitor) judgeAll(targets []Target, now time.Time) {
 	var vs []Verdict
 	settled, isolated := true, m.isolated(targets)
 	for _, t := range targets {
-		if !t.Site {
+		if !t.judged() {
 			continue
 		}
 		s := m.seen[t.Name]
@@ -282,7 +288,7 @@ func (m *Monitor) isolated(targets []Target) bool {
 		return false
 	}
 	for _, t := range targets {
-		if s := m.seen[t.Name]; !t.Self && s != nil && s.gone.good() {
+		if s := m.seen[t.Name]; !t.Self && t.Exchange == nil && s != nil && s.gone.good() {
 			return false
 		}
 	}

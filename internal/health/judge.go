@@ -30,6 +30,9 @@ const (
 // judge decides about one site from what this node has seen of it and what third
 // nodes have.
 func judge(t Target, s *seen, others map[string]View, isolated bool) Verdict {
+	if t.Exchange != nil {
+		return judgeExchange(s, others)
+	}
 	v := Verdict{Observations: observations(t, s, others)}
 	v.State, v.Row, v.Reason = decide(t, s, others, isolated)
 	return v

@@ -85,9 +85,10 @@ func (b beat) alive() bool { return b.peer == nil || b.greeted == nil }
 // to be repeated at once: one did not answer that did before.
 func (m *Monitor) pulse(ctx context.Context) (again bool) {
 	targets := m.opt.Targets()
-	beats := make([]beat, len(targets))
+	nodes := slices.DeleteFunc(slices.Clone(targets), func(t Target) bool { return t.Exchange != nil })
+	beats := make([]beat, len(nodes))
 	var wg sync.WaitGroup
-	for i, t := range targets {
+	for i, t := range nodes {
 		wg.Go(func() { beats[i] = m.ask(ctx, t) })
 	}
 	wg.Wait()
@@ -198,7 +199,7 @@ func (m *Monitor) look(ctx context.Context, name string) {
 	targets := m.opt.Targets()
 	i := slices.IndexFunc(targets, func(t Target) bool { return t.Name == name })
 	m.mu.Lock()
-	busy := i < 0 || m.looking[name] || m.seen[name] == nil
+	busy := i < 0 || targets[i].Exchange != nil || m.looking[name] || m.seen[name] == nil
 	if !busy {
 		m.looking[name] = true
 	}
@@ -251,6 +252,9 @@ func (m *Monitor) public(ctx context.Context) {
 		})
 	}
 	for i, t := range targets {
+		if t.Exchange != nil {
+			probe([]string{t.Name}, func(ctx context.Context, _ string) error { return t.Exchange(ctx) }, &results[i].smtp)
+		}
 		if t.Site {
 			probe(t.SMTP, func(ctx context.Context, a string) error { return m.opt.Prober.SMTP(ctx, a, t.Host) }, &results[i].smtp)
 			probe(t.DNS, m.opt.Prober.DNS, &results[i].dns)
@@ -268,6 +272,9 @@ func (m *Monitor) public(ctx context.Context) {
 	now := time.Now()
 	m.anchors.add(anchors, now, m.opt)
 	for i, t := range targets {
+		if t.Exchange != nil {
+			m.known(t).noteExchange(t, results[i].smtp, now, m.opt)
+		}
 		if !t.Site {
 			continue
 		}

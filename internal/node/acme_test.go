@@ -402,7 +402,18 @@ func TestServedFromTheStart(t *testing.T) {
 	s := newACME(t, 90*24*time.Hour)
 	open := s.obtain(t, t.TempDir(), certs.ACME{Directory: s.URL + "/dir", Roots: s.roots()})
 	s.Close()
-	if l := open().List(); l[0].Source != "ACME" || !l[0].Served {
+	m := open()
+	if l := m.List(); l[0].Source != "ACME" || !l[0].Served {
 		t.Errorf("before it runs: %+v", l)
+	}
+	// What it says of itself: both certificates have one key, so that TLSA records hold.
+	if keys := m.Keys(); len(keys) != 1 || len(keys[0]) != 64 {
+		t.Errorf("keys %q", keys)
+	}
+	if now := time.Now(); !m.Trusted(now) || m.Trusted(now.Add(91*24*time.Hour)) {
+		t.Error("a certificate is trusted while it is in force")
+	}
+	if uri := m.Account(t.Context()); !strings.HasPrefix(uri, s.URL+"/account/") {
+		t.Errorf("account %q", uri)
 	}
 }

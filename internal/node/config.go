@@ -38,6 +38,7 @@ type Listen struct {
 	POP3    string `toml:"pop3"`
 	POP3S   string `toml:"pop3s"`
 	DNS     string `toml:"dns"`
+	HTTPS   string `toml:"https"` // MTA-STS policy; empty: none
 	Peer    string `toml:"peer"`
 	Metrics string `toml:"metrics"` // Prometheus, plain HTTP; empty: none
 }
@@ -153,8 +154,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("log.format: %q, expected text or json", c.Log.Format)
 	}
 	for key, a := range map[string]string{"listen.smtp": c.Listen.SMTP, "listen.pop3": c.Listen.POP3, "listen.pop3s": c.Listen.POP3S,
-		"listen.dns": c.Listen.DNS, "listen.peer": c.Listen.Peer, "listen.metrics": c.Listen.Metrics, "resolver": c.Resolver} {
-		if a == "" && (key == "listen.metrics" || key == "resolver") {
+		"listen.dns": c.Listen.DNS, "listen.peer": c.Listen.Peer, "listen.metrics": c.Listen.Metrics, "listen.https": c.Listen.HTTPS, "resolver": c.Resolver} {
+		if a == "" && (key == "listen.metrics" || key == "listen.https" || key == "resolver") {
 			continue
 		}
 		if ap, err := netip.ParseAddrPort(a); err != nil || ap.Port() == 0 {
@@ -255,15 +256,8 @@ func (c *Config) host(zone string) string {
 // CheckHostName says whether a name can be a public host name or a zone (RFC 1123
 // section 2.1).
 func CheckHostName(name string) error {
-	bad := fmt.Errorf("%q, expected a full host name in lower case, as in msgw1.msgw.example.com", name)
-	if len(name) > 253 || !strings.Contains(name, ".") {
-		return bad
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' ||
-			strings.ContainsFunc(label, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }) {
-			return bad
-		}
+	if !raftstore.IsHostName(name) {
+		return fmt.Errorf("%q, expected a full host name in lower case, as in msgw1.msgw.example.com", name)
 	}
 	return nil
 }

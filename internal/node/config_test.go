@@ -58,6 +58,7 @@ func TestBadConfig(t *testing.T) {
 		"name = \"a\"\n[listen]\nsmtp = \"25\"":            `listen.smtp: "25", expected an address and a port`,
 		"name = \"a\"\n[listen]\ndns = \":53\"":            `listen.dns: ":53", expected an address and a port`,
 		"name = \"a\"\n[listen]\npop3 = \"\"":              `listen.pop3: "", expected`,
+		"name = \"a\"\n[listen]\nhttps = \"443\"":          `listen.https: "443", expected`,
 		"name = \"a\"\nstate = \"here\"":                   `state: "here", expected an absolute path`,
 		"name = \"a\"\nresolver = \"9.9.9.9\"":             `resolver: "9.9.9.9", expected`,
 		"name = \"a\"\n[log]\nlevel = \"loud\"":            `log.level: "loud", expected debug, info, warn or error`,

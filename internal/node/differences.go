@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 
 	"msgw/internal/seal"
@@ -50,7 +51,16 @@ func differences(own, theirs, base *raftstore.State) (list []string) {
 	if own.Zone != theirs.Zone && (base == nil || own.Zone != base.Zone) {
 		d.say("zone settings %+v", own.Zone)
 	}
+	if !sameContent(own.Content, theirs.Content) && (base == nil || !sameContent(own.Content, base.Content)) {
+		d.say("what the zone holds besides the nodes: `msgw dns set` shows it")
+	}
 	return d.list
+}
+
+// sameContent compares what is in the zone, not how often it was changed.
+func sameContent(a, b raftstore.Content) bool {
+	a.Version, b.Version = 0, 0
+	return reflect.DeepEqual(a, b)
 }
 
 type differ struct {

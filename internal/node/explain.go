@@ -28,7 +28,7 @@ func (n *Node) explain() (admin.DNS, error) {
 	}
 	s := n.zone.snap.Load()
 	out := admin.DNS{Node: n.id.Name, Zone: strings.TrimSuffix(s.zone.Name, "."), Serial: s.zone.Serial, Mode: n.store.State().Zone.MXMode,
-		Fresh: s.fresh, MX: s.mx(), Sample: []string{}, Faults: []string{}}
+		Fresh: s.fresh, MX: s.mx(), Sample: []string{}, Faults: []string{}, Notes: append([]string{}, s.notes...)}
 	for _, x := range s.sample() {
 		out.Sample = append(out.Sample, fmt.Sprintf("%s %d IN MX %d %s", s.zone.Name, s.zone.TTL(), x.Preference, x.Host))
 	}

@@ -23,6 +23,7 @@ import (
 	"msgw/internal/certs"
 	"msgw/internal/health"
 	"msgw/internal/journal"
+	"msgw/internal/mtasts"
 	"msgw/internal/peer"
 	"msgw/internal/pop3d"
 	"msgw/internal/seal"
@@ -60,6 +61,8 @@ type Node struct {
 	offered    atomic.Pointer[offered] // what clients are told
 	keys       zoneKeys                // that the zone is signed with
 	lookParent lookFunc                // how the parent zone is looked at; nil: through the resolver
+	told       toldServed              // what the other sites say that they serve
+	lookedUp   lookedUp                // addresses of exchanges
 
 	rejoining sync.Mutex   // held while this node changes its lineage
 	leaving   atomic.Int64 // until when this node takes no mail, in nanoseconds since 1970
@@ -186,6 +189,11 @@ func (n *Node) run(ctx context.Context) (err error) {
 		run("copies of the other site", func(ctx context.Context) error { return n.holder.Serve(ctx, copies) })
 		run("pop3", func(ctx context.Context) error { return n.pop3Server().Serve(ctx, listeners.pop3, listeners.pop3s) })
 	}
+	if listeners.https != nil {
+		run("mta-sts", func(ctx context.Context) error {
+			return mtasts.Serve(ctx, listeners.https, n.certs.TLS(), n.stsText, n.log)
+		})
+	}
 	if listeners.metrics != nil {
 		run("metrics", func(ctx context.Context) error { return admin.Serve(ctx, listeners.metrics, n.metricsHandler()) })
 	}
@@ -229,7 +237,7 @@ func (t *tasks) wait() error {
 
 // listeners are the bound TCP ports of a node.
 type listeners struct {
-	peer, smtp, pop3, pop3s, metrics net.Listener
+	peer, smtp, pop3, pop3s, https, metrics net.Listener
 }
 
 // listen binds every TCP port, or none and says which one is taken.
@@ -250,7 +258,8 @@ func (n *Node) listen() (*listeners, error) {
 	c := n.cfg.Listen
 	err := errors.Join(bind("listen.peer", c.Peer, &l.peer), bind("listen.metrics", c.Metrics, &l.metrics))
 	if err == nil && !n.witness {
-		err = errors.Join(bind("listen.smtp", c.SMTP, &l.smtp), bind("listen.pop3", c.POP3, &l.pop3), bind("listen.pop3s", c.POP3S, &l.pop3s))
+		err = errors.Join(bind("listen.smtp", c.SMTP, &l.smtp), bind("listen.pop3", c.POP3, &l.pop3), bind("listen.pop3s", c.POP3S, &l.pop3s),
+			bind("listen.https", c.HTTPS, &l.https))
 	}
 	if err != nil {
 		l.close()
@@ -284,7 +293,7 @@ func unwrapSyscall(err error) error {
 }
 
 func (l *listeners) close() {
-	for _, ln := range []net.Listener{l.peer, l.smtp, l.pop3, l.pop3s, l.metrics} {
+	for _, ln := range []net.Listener{l.peer, l.smtp, l.pop3, l.pop3s, l.https, l.metrics} {
 		if ln != nil {
 			ln.Close()
 		}

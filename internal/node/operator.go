@@ -12,6 +12,7 @@ import (
 
 	"msgw/internal/admin"
 	"msgw/internal/certs"
+	"msgw/internal/health"
 	"msgw/raftstore"
 )
 
@@ -145,6 +146,16 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 	if n.health.Isolated() {
 		trouble("this node is cut off: neither another node nor an anchor answers")
 	}
+	for _, m := range out.MX {
+		if m.External && m.State == string(health.Down) {
+			trouble("the exchange %s is down: %s", m.Host, m.Reason)
+		}
+	}
+	if s.Content.MTASTS.Mode == raftstore.STSEnforce {
+		for _, site := range untrusted(s, n.serves()) {
+			trouble("MTA-STS enforce: %s is not known to serve a publicly trusted certificate; senders that hold the policy send it no mail", site)
+		}
+	}
 	for _, c := range out.Certs {
 		if left := time.Until(c.NotAfter); c.Served && left < 14*24*time.Hour {
 			trouble("the certificate for %s ends %s", strings.Join(c.Names, ", "), c.NotAfter.Format(time.DateOnly))
@@ -203,7 +214,7 @@ func (n *Node) openCerts() (*certs.Manager, error) {
 	if old := n.store.State().Nodes[n.id.Name].Host; old != names[0] {
 		names = append(names, old) // the others ask for it until they know the new one
 	}
-	return certs.Open(certs.Options{Dir: filepath.Join(n.cfg.State, certsDir), Names: names, Authority: n.authority,
+	return certs.Open(certs.Options{Dir: filepath.Join(n.cfg.State, certsDir), Names: names, Shared: n.sharedNames, Authority: n.authority,
 		Root: func() string { return n.store.State().CA.Certificate }, Changed: n.store.Changed, Resolver: n.cfg.Resolver, Log: n.log,
 		ACME: func() certs.ACME { return certs.ACME(n.store.State().ACME) }})
 }

@@ -31,6 +31,7 @@ type report struct {
 	Lineage   []raftstore.EpochStart `json:"lineage,omitempty"`
 	Renounced string                 `json:"renounced,omitempty"`
 	You       string                 `json:"you,omitempty"` // server id of who asked, as it is known here
+	Serves    *served                `json:"serves,omitempty"`
 }
 
 // asking is what a node says of itself when it asks for a report.
@@ -52,6 +53,7 @@ func (n *Node) report() report {
 		h := n.holdings()
 		r.Waiting, r.Copies = h.waiting(), n.copies(h)
 		r.Drain = n.describeDrain(d, r.Copies, r.Waiting.Messages)
+		r.Serves = n.servesItself()
 		r.Damaged = len(n.journal.Damaged()) + len(n.held.Damaged())
 	}
 	return r

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"msgw/internal/backup"
@@ -145,11 +146,28 @@ func (r *Restored) begin(cfg *Config, id *identity) error {
 	s.Epoch = raftstore.Epoch{Number: old.Epoch.Number + 1, ID: randomHex(8)}
 	s.Nodes = map[string]raftstore.Node{id.Name: self}
 	s.Invites, s.Recent, s.Hash = map[string]raftstore.Invite{}, nil, ""
+	s.Content.NameServers = keepNameServers(&s)
+	if err := raftstore.CheckContent(&s); err != nil {
+		return operatorError(fmt.Errorf("the zone's settings in the backup do not fit this node: %w", err), "give it another name, or another host name in public.host")
+	}
 	r.State = &s
 	for _, m := range s.Mailboxes {
 		r.Strict = r.Strict || m.Status == raftstore.Active && s.Strict(m)
 	}
 	return nil
+}
+
+// keepNameServers returns the name servers whose addresses are known without the sites that
+// were not restored; if there are none, the host name of this node stands in their place.
+func keepNameServers(s *raftstore.State) (list []raftstore.NameServer) {
+	for _, ns := range s.Content.NameServers {
+		_, member := s.Nodes[ns.Site]
+		isHost := slices.ContainsFunc(s.SortedNodes(), func(n raftstore.Node) bool { return n.Host == ns.Name })
+		if member || isHost || ns.Site == "" && !strings.HasSuffix(ns.Name, "."+s.Zone.Name) {
+			list = append(list, ns)
+		}
+	}
+	return list
 }
 
 // certify takes over the CA, or makes a new one, and issues the peer certificate.

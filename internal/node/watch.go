@@ -72,7 +72,7 @@ func (n *Node) targets() []health.Target {
 		}
 		ts = append(ts, t)
 	}
-	return ts
+	return append(ts, n.exchangeTargets()...)
 }
 
 // reachable turns the address of a listener into one to connect to.
@@ -96,6 +96,7 @@ func (p prober) Report(ctx context.Context, name string) (health.Report, error) 
 	if err != nil {
 		return health.Report{}, err
 	}
+	p.n.told.note(name, r.Serves)
 	return r.Report, nil
 }
 

@@ -28,7 +28,16 @@ type snapshot struct {
 	zone     *dnsplugin.Zone
 	verdicts map[string]health.Verdict
 	fresh    bool
-	nodes    []raftstore.Node // in the order of zone.Hosts
+	hosts    []mailHost // in the order of zone.Hosts
+	notes    []string   // settings that are not published as they are, and why
+}
+
+// mailHost is a site or an exchange.
+type mailHost struct {
+	name   string // of its verdict
+	node   string // empty: it is no node
+	host   string
+	weight uint32
 }
 
 func newZone(n *Node) *zone {
@@ -64,10 +73,17 @@ func (z *zone) run(ctx context.Context) error {
 
 func (z *zone) build(vs []health.Verdict, settled, fresh bool) *snapshot {
 	state := z.n.store.State()
+	s := buildZone(state, z.n.serves(), vs, settled, fresh)
+	z.n.signZone(s.zone, state.Signing, time.Now())
+	return s
+}
+
+// buildZone makes the zone of a configuration. serves is what the sites say that they serve,
+// as far as it is known; the rest is the view of health.
+func buildZone(state *raftstore.State, serves map[string]served, vs []health.Verdict, settled, fresh bool) *snapshot {
 	apex := dns.Fqdn(state.Zone.Name)
 	s := &snapshot{verdicts: map[string]health.Verdict{}, fresh: fresh,
 		zone: &dnsplugin.Zone{Name: apex, Serial: state.Revision, Contact: state.Zone.Contact, Unsettled: fresh && !settled}}
-	z.n.signZone(s.zone, state.Signing, time.Now())
 	if state.Zone.MXMode == "rank" {
 		s.zone.Mode = dnsplugin.Rank
 	}
@@ -79,25 +95,30 @@ func (z *zone) build(vs []health.Verdict, settled, fresh bool) *snapshot {
 			continue
 		}
 		host := dns.Fqdn(node.Host)
-		h := dnsplugin.Host{Name: host, V4: addrs(node.V4), V6: addrs(node.V6), Weight: node.Weight, NameServer: true}
-		// Unknown and stale mean configured.
-		if fresh {
-			switch s.verdicts[node.Name].State {
-			case health.Down:
-				h.State = dnsplugin.Down
-			case health.Drained:
-				h.State = dnsplugin.Drained
-			}
-		}
-		s.zone.Hosts = append(s.zone.Hosts, h)
-		s.nodes = append(s.nodes, node)
+		s.add(mailHost{node.Name, node.Name, node.Host, node.Weight},
+			dnsplugin.Host{Name: host, V4: addrs(node.V4), V6: addrs(node.V6), Weight: node.Weight, NameServer: true})
 		if strings.HasSuffix(host, "."+apex) {
 			// Each host answers the challenges for its own name, and nobody else.
 			s.zone.Records = append(s.zone.Records, &dns.NS{
 				Hdr: dns.RR_Header{Name: "_acme-challenge." + host, Rrtype: dns.TypeNS, Class: dns.ClassINET, Ttl: 3600}, Ns: host})
 		}
 	}
+	s.addContent(state, serves)
 	return s
+}
+
+// add adds a mail host, in the state that its verdict says.
+func (s *snapshot) add(m mailHost, h dnsplugin.Host) {
+	// Unknown and stale mean configured.
+	if s.fresh {
+		switch s.verdicts[m.name].State {
+		case health.Down:
+			h.State = dnsplugin.Down
+		case health.Drained:
+			h.State = dnsplugin.Drained
+		}
+	}
+	s.zone.Hosts, s.hosts = append(s.zone.Hosts, h), append(s.hosts, m)
 }
 
 func addrs(list []string) []netip.Addr {
@@ -114,13 +135,13 @@ func addrs(list []string) []netip.Addr {
 func (s *snapshot) mx() []admin.MX {
 	var out []admin.MX
 	for i, sh := range s.zone.Shares() {
-		node := s.nodes[i]
-		v := s.verdicts[node.Name]
+		m := s.hosts[i]
+		v := s.verdicts[m.name]
 		reason := v.Reason
 		if !s.fresh {
 			reason = "health is not known yet: configured"
 		}
-		out = append(out, admin.MX{Node: node.Name, Host: node.Host, Weight: node.Weight, State: sh.State.String(), Class: sh.Class.String(),
+		out = append(out, admin.MX{Node: m.node, Host: m.host, External: m.node == "", Weight: m.weight, State: sh.State.String(), Class: sh.Class.String(),
 			Share: sh.Expected, TTL: sh.TTL, Row: int(v.Row), Reason: reason, Why: sh.Why, Since: v.Since, Observations: v.Observations})
 	}
 	return out
