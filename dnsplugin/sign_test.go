@@ -458,6 +458,23 @@ func (f *faultyKey) Sign(r io.Reader, digest []byte, o crypto.SignerOpts) ([]byt
 	return f.Signer.Sign(r, digest, o)
 }
 
+// A signature that was made for a client's spelling of a name is good for every other.
+func TestSpellings(t *testing.T) {
+	t.Parallel()
+	h := handler(t, Options{Source: sourceOf(signed(t, fullZone(t))), Self: "gw1.gw.example.org."})
+	keys := dnskeys(t, h, "gw.example.org.")
+	for _, spelling := range []string{"MTA-sts.gw.example.org.", "mta-sts.gw.example.org.", "mta-sts.gw.example.org.", "mta-sts.GW.example.org."} {
+		for _, name := range []string{spelling, "No." + spelling} {
+			m, _ := h.reply(secure(question(name, "A"), false), cookie{})
+			for _, section := range [][]dns.RR{m.Answer, m.Ns} {
+				if _, err := verify(section, "gw.example.org.", keys, func(string, uint16) bool { return true }); err != nil {
+					t.Errorf("%v\n%s", err, text(m))
+				}
+			}
+		}
+	}
+}
+
 // Signatures are made once, again when they are two days old or the clock was set back,
 // and a key that fails leaves the answer unsigned, never unanswered.
 func TestSignaturesAge(t *testing.T) {
