@@ -47,14 +47,13 @@ func (h *Handler) addOPT(m, r *dns.Msg, c cookie) {
 	m.Extra = append(m.Extra, o)
 }
 
-// fit makes m no longer than size. Additional records go first, signatures before
-// addresses, whole sets at a time and without a word: a client that misses them asks (RFC 2181 section 9).
+// fit makes m no longer than size. Additional addresses go first, whole sets at a
+// time and without a word: a client that misses them asks (RFC 2181 section 9).
 // Only if the rest is too long, or the addresses are the glue of a referral (RFC
 // 9471 section 3), TC sends the client to TCP.
 func fit(m *dns.Msg, size int) {
-	m.Compress = false
-	short := m.Len() <= size // already without compression, which takes longer to measure
-	if m.Compress = true; short || m.Len() <= size {
+	m.Compress = true
+	if m.Len() <= size {
 		return
 	}
 	if referral := !m.Authoritative && len(m.Ns) > 0; !referral {
