@@ -190,9 +190,11 @@ func FuzzSigned(f *testing.F) {
 			c := ix.cutAt(name)
 			return c != nil && !(name == c.name && (rrtype == dns.TypeDS || rrtype == dns.TypeNSEC))
 		})
-		fit(got, maxUDP)
-		if _, err := got.Pack(); err != nil {
-			t.Fatal(err)
+		for _, size := range []int{maxUDP, dns.MinMsgSize} {
+			fit(got, size)
+			if wire, err := got.Pack(); err != nil || len(wire) > size {
+				t.Fatalf("%d octets, %d are allowed, %v", len(wire), size, err)
+			}
 		}
 	})
 }

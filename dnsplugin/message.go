@@ -47,18 +47,13 @@ func (h *Handler) addOPT(m, r *dns.Msg, c cookie) {
 	m.Extra = append(m.Extra, o)
 }
 
-// fit makes m no longer than size. Additional records go first, signatures before
-// addresses, whole sets at a time and without a word: a client that misses them asks (RFC 2181 section 9).
+// fit makes m no longer than size. Additional addresses go first, whole sets at a
+// time and without a word: a client that misses them asks (RFC 2181 section 9).
 // Only if the rest is too long, or the addresses are the glue of a referral (RFC
-// 9471 section 3), TC sends the client to TCP. It returns the length, or more where that
-// is far below size.
+// 9471 section 3), TC sends the client to TCP. It returns the length.
 func fit(m *dns.Msg, size int) int {
-	m.Compress = false
-	n := m.Len() // without compression, which takes longer to measure
-	if m.Compress = true; n <= size {
-		return n
-	}
-	if n = m.Len(); n <= size {
+	m.Compress = true
+	if n := m.Len(); n <= size {
 		return n
 	}
 	if referral := !m.Authoritative && len(m.Ns) > 0; !referral {

@@ -106,7 +106,7 @@ func (s *signer) sign(ix *index, set []dns.RR) []dns.RR {
 
 func makeSignature(zone string, keys []zoneKey, set []dns.RR, now int64) (*signature, error) {
 	sig := &signature{made: now}
-	owner := set[0].Header().Name
+	owner := dns.CanonicalName(set[0].Header().Name)
 	if strings.HasPrefix(owner, "*") && !strings.HasPrefix(owner, "*.") {
 		// The library takes every name that begins so for a wildcard, unless it is escaped.
 		set = owned(set, `\042`+owner[1:])

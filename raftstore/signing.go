@@ -285,10 +285,11 @@ func (ch SignParent) apply(s *State, c Command) error {
 			return rejectf("invalid", "%s is before %s, when the new DS was made known", at.Format(time.RFC3339), g.Since.Format(time.RFC3339))
 		}
 	}
-	g.DSTTL = max(g.DSTTL, min(ch.TTL, 7*86400)) // no resolver keeps anything longer by itself
 	switch {
 	case !ch.Right:
 		g.ParentSince = time.Time{}
+		// What counts is the TTL of the DS that has to go, not that of the new one.
+		g.DSTTL = max(g.DSTTL, min(ch.TTL, 7*86400)) // no resolver keeps anything longer by itself
 	case g.ParentSince.IsZero(), !ch.Said.IsZero():
 		g.ParentSince = at
 	}

@@ -197,6 +197,9 @@ Exit code 1 if anything is wrong, and a line that names it.`}
 				{"encrypted", yesNo(b.Encrypted)},
 				{"CA's key", yesNo(b.CAKey != nil)},
 			}
+			if b.State.Signing.Phase != raftstore.Unsigned {
+				rows = append(rows, []string{"zone's keys", yesNo(b.State.Signing.Clear != nil)})
+			}
 			if err := table(out, rows); err != nil {
 				return err
 			}

@@ -127,7 +127,7 @@ func parentDifferences(want admin.ParentRecords, s *raftstore.State, v delegatio
 			continue
 		}
 		out = append(out, compare(at, "NS", ns, srv.NS)...)
-		// A server may leave glue out of a long answer, but not have other glue.
+		// All of it: RFC 9471 section 3.
 		out = append(out, compare(at, "glue", glue, srv.Glue)...)
 	}
 	return append(out, dsDifferences(want.Zone, s.Signing, s.Signing.WantsDS(time.Now()), v)...)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"github.com/coredns/coredns/plugin/test"
 	"github.com/miekg/dns"
 
+	"msgw/dnsplugin"
 	"msgw/internal/admin"
 	"msgw/internal/backup"
 	"msgw/internal/delegation"
@@ -292,6 +294,22 @@ func TestRollover(t *testing.T) {
 		}
 		t.Logf("%d answers proved, the rollover was over after %v", proofs, time.Since(began))
 
+		// Sealed for the sites without msgw2, the keys are not for msgw2 to read, nor ever for
+		// a witness.
+		s := a.store.State()
+		sealed, err := a.resealSigning(s, raftstore.Node{Name: "w", Role: raftstore.Witness}, "msgw2")
+		if err != nil || !slices.Equal(sealed.SealedTo, []string{"msgw1"}) || sealed.Version != s.Signing.Version {
+			t.Fatalf("%+v, %v", sealed, err)
+		}
+		g := s.Signing
+		g.Secret = sealed.Secret
+		if _, err := openKeys(a.id, g); err != nil {
+			t.Error(err)
+		}
+		if _, err := openKeys(b.id, g); err == nil {
+			t.Error("a site that goes can read the keys")
+		}
+
 		if _, err := sign(admin.Sign{Want: "off"}); err != nil {
 			t.Fatal(err)
 		}
@@ -372,5 +390,41 @@ func TestSigningInBackups(t *testing.T) {
 		if _, err := openKeys(id, g); err == nil {
 			t.Error("the machine of before can still open the keys")
 		}
+	}
+}
+
+// A site that cannot open the keys answers unsigned and says so; it does not fall silent.
+func TestKeysThatDoNotOpen(t *testing.T) {
+	t.Parallel()
+	id, err := newIdentity("c", "a", raftstore.Site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := newIdentity("c", "b", raftstore.Site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, key, err := raftstore.NewSigningKey(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := sealKeys([]*ecdsa.PrivateKey{key}, 1, []string{"b"}, []string{other.node.Recipient()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := raftstore.Signing{Phase: raftstore.Signed, Keys: []raftstore.SigningKey{public}, Secret: sealed.Secret, MaxTTL: 60}
+	var said bytes.Buffer
+	n := &Node{id: id, log: slog.New(slog.NewTextHandler(&said, nil))}
+	for range 2 {
+		z := &dnsplugin.Zone{Name: "msgw.example.com."}
+		if n.signZone(z, g, time.Now()); z.Keys != nil || z.MaxTTL != 0 {
+			t.Errorf("%+v", z)
+		}
+	}
+	if trouble := n.signingTrouble(g); len(trouble) != 1 || !strings.Contains(trouble[0], "answered unsigned here") {
+		t.Errorf("%q", trouble)
+	}
+	if strings.Count(said.String(), "level=ERROR") != 1 {
+		t.Errorf("log: %s", said.String())
 	}
 }
