@@ -146,11 +146,24 @@ func newPlan(mode Mode, hosts []Host) *plan {
 	return p
 }
 
+// placed is one MX record of a drawn answer: a host of the plan, and its preference.
+type placed struct{ host, preference uint16 }
+
 func (p *plan) draw(r *rand.Rand) []Exchange {
-	if len(p.usable) == 0 { // there are no hosts at all
-		return nil
+	var drawn []Exchange
+	for _, x := range p.place(make([]placed, 0, len(p.hosts)), r) {
+		drawn = append(drawn, p.exchange(x))
 	}
-	out := make([]Exchange, 0, len(p.hosts))
+	return drawn
+}
+
+func (p *plan) exchange(x placed) Exchange { return Exchange{p.hosts[x.host].Name, x.preference} }
+
+// place draws into out, which is empty.
+func (p *plan) place(out []placed, r *rand.Rand) []placed {
+	if len(p.usable) == 0 { // there are no hosts at all
+		return out
+	}
 	if p.mode == Rank {
 		out = p.rank(out, r)
 	} else {
@@ -180,7 +193,7 @@ func (p *plan) tier(r *rand.Rand) int {
 
 // rank appends the usable hosts in an order drawn by weight without replacement;
 // those of weight 0 come last, in any order. A host's chance to be first is its share.
-func (p *plan) rank(out []Exchange, r *rand.Rand) []Exchange {
+func (p *plan) rank(out []placed, r *rand.Rand) []placed {
 	hosts, weights, sum := slices.Clone(p.usable), slices.Clone(p.weights), p.sum
 	for n := 0; len(hosts) > 0; n++ {
 		i := 0
@@ -193,7 +206,7 @@ func (p *plan) rank(out []Exchange, r *rand.Rand) []Exchange {
 		}
 		// Past the ninth host the steps shrink, to stay ahead of the demoted.
 		pref := min(prefTop+n*rankStep, prefDemoted-rankStep+max(0, n-8), prefDemoted-1)
-		out = append(out, Exchange{p.hosts[hosts[i]].Name, uint16(pref)})
+		out = append(out, placed{uint16(hosts[i]), uint16(pref)})
 		sum -= weights[i]
 		hosts, weights = slices.Delete(hosts, i, i+1), slices.Delete(weights, i, i+1)
 	}
@@ -207,25 +220,30 @@ func (p *plan) rank(out []Exchange, r *rand.Rand) []Exchange {
 // or sort the addresses of equal MX hosts: Postfix shuffles addresses, so that a
 // host with two holds two tickets, and Exim tries all IPv6 addresses first. Where
 // they differ, the shuffled order is written into the preferences instead.
-func (p *plan) tie(out []Exchange, r *rand.Rand, pref int, hosts []int) []Exchange {
-	hosts = slices.Clone(hosts)
-	r.Shuffle(len(hosts), func(a, b int) { hosts[a], hosts[b] = hosts[b], hosts[a] })
+func (p *plan) tie(out []placed, r *rand.Rand, pref int, hosts []int) []placed {
 	step := 0
 	for _, i := range hosts {
-		if !sameFamilies(p.hosts[i], p.hosts[hosts[0]]) {
+		if !sameFamilies(&p.hosts[i], &p.hosts[hosts[0]]) {
 			step = 1
 		}
 	}
+	first := len(out)
 	for n, i := range hosts {
+		out = append(out, placed{host: uint16(i)})
+		// Each is put at any of the places so far (Fisher and Yates, inside out).
+		at := first + int(r.Uint64N(uint64(n+1)))
+		out[first+n], out[at] = out[at], out[first+n]
+	}
+	for n := range out[first:] {
 		// A tier holds its ten preferences, whatever the number of hosts.
-		out = append(out, Exchange{p.hosts[i].Name, uint16(pref + min(n*step, prefOther-prefTop-1))})
+		out[first+n].preference = uint16(pref + min(n*step, prefOther-prefTop-1))
 	}
 	return out
 }
 
 // sameFamilies reports whether equal preference means equal chances. The addresses
 // of a host outside the zone may be unknown here; such a host is like no other.
-func sameFamilies(a, b Host) bool {
+func sameFamilies(a, b *Host) bool {
 	if a.Name == b.Name {
 		return true
 	}

@@ -150,16 +150,22 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 
 	client, now := addrOf(w.RemoteAddr()), time.Now()
 	cookie := readCookie(r, client, h.secrets(), now)
-	m, outside := h.reply(r, cookie)
-	if outside && h.next != nil {
-		return plugin.NextOrFailure(pluginName, h.next, ctx, w, r)
-	}
 	size, udp := clampSize(r), true
 	if (&request.Request{W: w, Req: r}).Proto() == "tcp" {
 		size, udp = dns.MaxMsgSize, false
 	}
+	ix, key, prepare := h.look(r, cookie, udp)
+	if prepare {
+		if a := ix.ready(&key, now); a != nil {
+			return h.sendPrepared(ctx, w, r, a, ix, client, udp, now)
+		}
+	}
+	m, outside := h.replyFrom(ix, r, cookie, key.drawn[:key.hosts])
+	if outside && h.next != nil {
+		return plugin.NextOrFailure(pluginName, h.next, ctx, w, r)
+	}
 	zone := ""
-	if ix := h.current.Load(); ix != nil && !outside {
+	if ix != nil && !outside {
 		zone = ix.name
 	}
 	counts := h.core.of(ctx, zone, client, !udp, r, m.Rcode)
@@ -175,7 +181,10 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		}
 	}
 	length := fit(m, size)
-	h.metrics.answered(m)
+	if prepare {
+		h.keep(ix, key, m, r, now)
+	}
+	h.metrics.counterOf(m).Inc()
 	counts.answered(length)
 	if err := w.WriteMsg(m); err != nil {
 		h.log.Debug("dns answer not sent", "client", w.RemoteAddr().String(), "err", err)
@@ -186,6 +195,54 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		return dns.RcodeSuccess, nil
 	}
 	return m.Rcode, nil
+}
+
+// look finds the version of the zone to answer from, and whether the answer can be kept
+// ready. A panic below is answered SERVFAIL, as one in replyFrom.
+func (h *Handler) look(r *dns.Msg, c cookie, udp bool) (ix *index, key preparedKey, prepare bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			h.panicked(p)
+			ix, prepare = nil, false
+		}
+	}()
+	ix = h.index()
+	key, prepare = h.preparable(ix, r, c, udp)
+	return ix, key, prepare
+}
+
+// panicked counts a panic and logs it, once a minute.
+func (h *Handler) panicked(p any) {
+	h.metrics.panics.Inc()
+	h.oncePerMinute(&h.lastPanic, func() {
+		h.log.Error("panic while answering a dns query", "panic", p, "stack", string(debug.Stack()))
+	})
+}
+
+// sendPrepared sends an answer that was kept ready.
+func (h *Handler) sendPrepared(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, a *preparedAnswer, ix *index, client netip.Addr, udp bool, now time.Time) (int, error) {
+	counts := h.core.of(ctx, ix.name, client, !udp, r, dns.RcodeSuccess)
+	counts.request(r)
+	if udp {
+		switch h.limiter.account(client, kindData, now) {
+		case rateDrop:
+			h.limited(client, now, "dropped")
+			return dns.RcodeSuccess, nil
+		case rateTruncate:
+			h.limited(client, now, "truncated")
+			m := newReply(r)
+			m.Authoritative = true
+			h.addOPT(m, r, cookie{})
+			return dns.RcodeSuccess, w.WriteMsg(truncated(m))
+		}
+	}
+	counts.answered(len(a.wire))
+	if err := a.send(w, r); err != nil {
+		h.log.Debug("dns answer not sent", "client", w.RemoteAddr().String(), "err", err)
+		return dns.RcodeSuccess, plugin.Error(pluginName, err)
+	}
+	counts.took(time.Since(now))
+	return dns.RcodeSuccess, nil
 }
 
 // limited notes an answer that was over the rate.
@@ -199,15 +256,16 @@ func (h *Handler) limited(client netip.Addr, now time.Time, action string) {
 // reply makes the reply to r; outside says that r is about a name outside the zone.
 // A panic below is one query's SERVFAIL: the process takes mail too.
 func (h *Handler) reply(r *dns.Msg, c cookie) (m *dns.Msg, outside bool) {
+	return h.replyFrom(h.index(), r, c, nil)
+}
+
+// replyFrom makes it from one version of the zone and, if it is drawn, with drawn.
+func (h *Handler) replyFrom(ix *index, r *dns.Msg, c cookie, drawn []placed) (m *dns.Msg, outside bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			m, outside = newReply(r), false
 			m.Rcode = dns.RcodeServerFailure
-			h.metrics.panics.Inc()
-			now := time.Now().Unix()
-			if last := h.lastPanic.Load(); now-last >= 60 && h.lastPanic.CompareAndSwap(last, now) {
-				h.log.Error("panic while answering a dns query", "panic", p, "stack", string(debug.Stack()))
-			}
+			h.panicked(p)
 		}
 	}()
 	m = newReply(r)
@@ -218,13 +276,13 @@ func (h *Handler) reply(r *dns.Msg, c cookie) (m *dns.Msg, outside bool) {
 		h.addOPT(m, r, c)
 		return m, false
 	}
-	switch ix := h.index(); {
+	switch {
 	case ix == nil:
 		m.Rcode = dns.RcodeServerFailure
 	case !dns.IsSubDomain(ix.name, r.Question[0].Name):
 		m.Rcode, outside = dns.RcodeRefused, true
 	default:
-		h.answer(ix, m, r)
+		h.answer(ix, m, r, drawn)
 	}
 	h.addOPT(m, r, c)
 	return m, outside

@@ -11,11 +11,11 @@ import (
 	"time"
 
 	"github.com/coredns/coredns/plugin"
-	"github.com/coredns/coredns/plugin/pkg/dnstest"
 	"github.com/coredns/coredns/plugin/test"
 	"github.com/coredns/coredns/request"
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
+	"msgw/dnsplugin/plugintest"
 )
 
 type sourceFunc func() *Zone
@@ -199,7 +199,7 @@ func TestConcurrentAnswers(t *testing.T) {
 			for i := range 10 {
 				for _, tc := range answers {
 					q := askType(tc.name, tc.qtype).SetEdns0(4096, false)
-					rec := dnstest.NewRecorder(&test.ResponseWriter{})
+					rec := &plugintest.Recorder{}
 					if _, err := h.ServeDNS(t.Context(), request.NewScrubWriter(q, rec), q); err != nil {
 						t.Error(err)
 					}
@@ -246,3 +246,12 @@ func (p *packer) WriteMsg(m *dns.Msg) error {
 	p.n = len(wire)
 	return err
 }
+
+func (p *packer) Write(wire []byte) (int, error) {
+	p.n = len(wire)
+	return p.n, nil
+}
+
+var packerAddr = net.Addr(&net.UDPAddr{IP: net.IPv4(192, 0, 2, 9), Port: 1053})
+
+func (p *packer) RemoteAddr() net.Addr { return packerAddr }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/miekg/dns"
 )
@@ -39,6 +40,9 @@ type index struct {
 	more     int               // faults beyond those
 	signing  *signing          // nil: the zone is not signed
 	signed   sync.Map          // first record of a set -> *signature
+
+	prepared  atomic.Pointer[map[preparedKey]*preparedAnswer] // replaced as a whole
+	preparing sync.Mutex                                      // held to replace it
 }
 
 // cut is a delegation of a name below the apex to other servers.

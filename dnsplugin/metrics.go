@@ -46,8 +46,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// answered counts a reply.
-func (c *metrics) answered(m *dns.Msg) {
+// counterOf returns what counts a reply.
+func (c *metrics) counterOf(m *dns.Msg) prometheus.Counter {
 	qtype := "other"
 	if len(m.Question) == 1 {
 		switch t := m.Question[0].Qtype; t {
@@ -57,5 +57,5 @@ func (c *metrics) answered(m *dns.Msg) {
 			qtype = dns.TypeToString[t]
 		}
 	}
-	c.queries.WithLabelValues(qtype, dns.RcodeToString[m.Rcode]).Inc()
+	return c.queries.WithLabelValues(qtype, dns.RcodeToString[m.Rcode])
 }

@@ -148,4 +148,9 @@ func (w *answerTo) RemoteAddr() net.Addr {
 	return net.UDPAddrFromAddrPort(ap)
 }
 
+func (w *answerTo) Write(b []byte) (int, error) {
+	w.m = new(dns.Msg)
+	return len(b), w.m.Unpack(b)
+}
+
 func (w *answerTo) WriteMsg(m *dns.Msg) error { w.m = m; return nil }

@@ -10,8 +10,9 @@ import (
 // maxChain bounds how many names one answer goes through by CNAME.
 const maxChain = 8
 
-// resolve answers the question of m from ix. The name is in the zone.
-func (h *Handler) resolve(ix *index, m *dns.Msg) {
+// resolve answers the question of m from ix, for MX of the zone with what was
+// drawn, or if nothing was, with a draw of its own. The name is in the zone.
+func (h *Handler) resolve(ix *index, m *dns.Msg, drawn []placed) {
 	qtype, owner := m.Question[0].Qtype, m.Question[0].Name
 	m.Authoritative = true
 	for range maxChain {
@@ -40,7 +41,12 @@ func (h *Handler) resolve(ix *index, m *dns.Msg) {
 		case qtype == dns.TypeTXT && len(texts) > 0:
 			set = challengeTXT(texts, sets[dns.TypeTXT])
 		case qtype == dns.TypeMX && name == ix.name:
-			set = h.drawMX(ix)
+			if len(drawn) == 0 { // an alias led here
+				drawn = ix.plan.place(nil, h.random)
+			}
+			if set = ix.exchanges(drawn); len(set) > 0 {
+				h.metrics.first.WithLabelValues(ix.plan.hosts[drawn[0].host].Name).Inc()
+			}
 		case len(alias) > 0:
 			m.Answer = append(m.Answer, owned(alias, owner)...)
 			owner = alias[0].(*dns.CNAME).Target
@@ -74,15 +80,11 @@ func refer(ix *index, m *dns.Msg, c *cut) {
 	addTargets(ix, m, m.Ns)
 }
 
-// drawMX draws the MX records of the zone.
-func (h *Handler) drawMX(ix *index) []dns.RR {
-	drawn := ix.plan.draw(h.random)
+// exchanges makes the MX records of the zone as they were drawn.
+func (ix *index) exchanges(drawn []placed) []dns.RR {
 	set := make([]dns.RR, len(drawn))
 	for i, x := range drawn {
-		set[i] = &dns.MX{Hdr: header(ix.name, dns.TypeMX, ix.ttlMX), Preference: x.Preference, Mx: x.Host}
-	}
-	if len(drawn) > 0 {
-		h.metrics.first.WithLabelValues(drawn[0].Host).Inc()
+		set[i] = &dns.MX{Hdr: header(ix.name, dns.TypeMX, ix.ttlMX), Preference: x.preference, Mx: ix.plan.hosts[x.host].Name}
 	}
 	return set
 }

@@ -10,9 +10,9 @@ import (
 
 // answer resolves the question of m and signs the answer if the zone is signed. The name
 // is in the zone; r is the query.
-func (h *Handler) answer(ix *index, m, r *dns.Msg) {
+func (h *Handler) answer(ix *index, m, r *dns.Msg, drawn []placed) {
 	if ix.signing == nil {
-		h.resolve(ix, m)
+		h.resolve(ix, m, drawn)
 		return
 	}
 	o := r.IsEdns0()
@@ -24,7 +24,7 @@ func (h *Handler) answer(ix *index, m, r *dns.Msg) {
 	case (qtype == dns.TypeNSEC || qtype == dns.TypeRRSIG) && h.explicit(ix, m, do):
 		return
 	}
-	h.resolve(ix, m)
+	h.resolve(ix, m, drawn)
 	if !do { // RFC 4035 section 3.1
 		return
 	}

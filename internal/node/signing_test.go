@@ -19,9 +19,8 @@ import (
 	"time"
 
 	"filippo.io/age"
-	"github.com/coredns/coredns/plugin/pkg/dnstest"
-	"github.com/coredns/coredns/plugin/test"
 	"github.com/miekg/dns"
+	"msgw/dnsplugin/plugintest"
 
 	"msgw/dnsplugin"
 	"msgw/internal/admin"
@@ -84,7 +83,7 @@ func (v *validator) get(qtype uint16) ([]dns.RR, error) {
 		v.parent.mu.Unlock()
 		c.until = time.Now().Add(dsTTL * time.Second)
 	} else {
-		rec := dnstest.NewRecorder(&test.ResponseWriter{})
+		rec := &plugintest.Recorder{}
 		q := new(dns.Msg).SetQuestion("msgw.example.com.", qtype).SetEdns0(1232, true)
 		if _, err := v.sites[v.random.IntN(len(v.sites))].ServeDNS(context.Background(), rec, q); err != nil {
 			return nil, err

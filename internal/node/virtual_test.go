@@ -19,11 +19,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/coredns/coredns/plugin/pkg/dnstest"
-	"github.com/coredns/coredns/plugin/test"
 	"github.com/emersion/go-smtp"
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
+	"msgw/dnsplugin/plugintest"
 
 	"msgw/dnsplugin"
 	"msgw/internal/admin"
@@ -403,7 +402,7 @@ func (a *answers) TXT(name string) []string {
 
 // ask asks for a name and returns the answers as text, without owner and TTL.
 func (a *answers) ask(name string, qtype uint16) (out []string, err error) {
-	rec := dnstest.NewRecorder(&test.ResponseWriter{})
+	rec := &plugintest.Recorder{}
 	if _, err := a.ServeDNS(context.Background(), rec, new(dns.Msg).SetQuestion(name, qtype)); err != nil {
 		return nil, err
 	}

@@ -8,9 +8,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/coredns/coredns/plugin/pkg/dnstest"
 	"github.com/coredns/coredns/plugin/test"
 	"github.com/miekg/dns"
+	"msgw/dnsplugin/plugintest"
 
 	"msgw/dnsplugin"
 	"msgw/internal/health"
@@ -128,7 +128,7 @@ func serveAll(t *testing.T, c raftstore.Content, knobs uint8) bool {
 func askAll(t *testing.T, h *dnsplugin.Handler, s *snapshot) {
 	t.Helper()
 	ask := func(name string, qtype uint16) *dns.Msg {
-		w := dnstest.NewRecorder(&test.ResponseWriter{TCP: true})
+		w := &plugintest.Recorder{ResponseWriter: test.ResponseWriter{TCP: true}}
 		if _, err := h.ServeDNS(t.Context(), w, new(dns.Msg).SetQuestion(name, qtype)); err != nil || w.Msg == nil {
 			t.Fatalf("%s %s: %v", name, dns.Type(qtype), err)
 		}
