@@ -51,7 +51,7 @@ type nameserver struct {
 	name, ip string
 	signed   bool // dnsperf asks with DO
 	start    func(t *testing.T, s *nameserver)
-	g        *group
+	cpu      func(t *testing.T) time.Duration // spent so far
 	// asked is the name and type, where it cannot answer MX.
 	asked string
 }
@@ -63,6 +63,7 @@ const (
 	oursName, oursSignedName              = "msgw, drawn MX", "msgw, drawn MX, signed"
 	corednsName, corednsSignedName        = "CoreDNS file", "CoreDNS file and dnssec"
 	pdnsLuaName, knotName, knotOnlineName = "PowerDNS Lua", "Knot", "Knot signing online"
+	pdnsSharedName                        = "PowerDNS Lua, shared state"
 	nsdName, gdnsdName                    = "NSD", "gdnsd, drawn A"
 )
 
@@ -82,7 +83,7 @@ func TestDNS(t *testing.T) {
 	lab := peers.Lab(t)
 	ours := func(t *testing.T, s *nameserver) {
 		n := lab.File().Nodes[0]
-		s.ip = n.Addr
+		s.ip, s.cpu = n.Addr, func(t *testing.T) time.Duration { return spent(t, n.PID) }
 		if s.signed {
 			if out, err := lab.Msgw("dns", "sign", "on", "--dir", n.Dir); err != nil {
 				t.Fatalf("%v\n%s", err, out)
@@ -99,6 +100,7 @@ func TestDNS(t *testing.T) {
 		{name: gdnsdName, ip: "127.0.30.4", start: startGdnsd, asked: "mx." + benchZone + " A"},
 		{name: knotName, ip: "127.0.30.2", start: startKnot},
 		{name: pdnsLuaName, ip: "127.0.30.3", start: startPowerDNS},
+		{name: pdnsSharedName, ip: "127.0.30.3", start: startPowerDNS},
 		{name: knotOnlineName, ip: "127.0.30.6", signed: true, start: startKnot},
 		{name: corednsSignedName, ip: "127.0.30.7", signed: true, start: startCoreDNS},
 		{name: oursSignedName, signed: true, start: ours},
@@ -109,7 +111,6 @@ func TestDNS(t *testing.T) {
 	for range repetitions {
 		for _, s := range servers {
 			t.Run(s.name, func(t *testing.T) {
-				s.g = nil
 				s.start(t, s)
 				got[s.name] = append(got[s.name], s.measure(t, span))
 			})
@@ -130,12 +131,13 @@ func dnsTable(servers []*nameserver, got map[string][]asks) string {
 		slices.Sort(all)
 		return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
 	}
+	cpu := func(name string) float64 { return median(name, func(a asks) float64 { return a.cpu }) }
 	qps := func(name string) float64 { return median(name, func(a asks) float64 { return a.qps }) }
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d cores, which dnsperf shares. Answers are not bounded by rate: loopback is exempt.\n\n", runtime.NumCPU())
 	fmt.Fprintln(&b, "| server | queries/s | CPU µs/query | lost | msgw ÷ it | msgw signed ÷ it |\n|---|---:|---:|---:|---:|---:|")
 	for _, s := range servers {
-		fmt.Fprintf(&b, "| %s | %.0f | %s | %.4f | %s | %s |\n", s.name, qps(s.name), digits(median(s.name, func(a asks) float64 { return a.cpu })),
+		fmt.Fprintf(&b, "| %s | %.0f | %s | %.4f | %s | %s |\n", s.name, qps(s.name), digits(cpu(s.name)),
 			median(s.name, func(a asks) float64 { return a.lost }), digits(qps(oursName)/qps(s.name)), digits(qps(oursSignedName)/qps(s.name)))
 	}
 	fmt.Fprintln(&b, "\n| aim | wanted | reached | |\n|---|---:|---:|---|")
@@ -155,7 +157,8 @@ func dnsTable(servers []*nameserver, got map[string][]asks) string {
 		} else if reached < aim.wanted {
 			verdict = "short"
 		}
-		fmt.Fprintf(&b, "| %s | ≥ %s | %s | %s |\n", aim.what, digits(aim.wanted), digits(reached), verdict)
+		// dnsperf takes a core of its own: where there are two, the rates come closer than the work.
+		fmt.Fprintf(&b, "| %s | ≥ %s | %s | %s; by processor time %s |\n", aim.what, digits(aim.wanted), digits(reached), verdict, digits(cpu(aim.b)/cpu(aim.a)))
 	}
 	return b.String()
 }
@@ -175,10 +178,7 @@ func (s *nameserver) measure(t *testing.T, span time.Duration) asks {
 		return nameservers.Output(t, "/usr/bin/dnsperf", args...)
 	}
 	ask(time.Second)
-	var before time.Duration
-	if s.g != nil {
-		before = s.g.cpu(t)
-	}
+	before := s.cpu(t)
 	out := ask(span)
 	figure := func(pattern string) float64 {
 		m := regexp.MustCompile(pattern).FindStringSubmatch(out)
@@ -194,18 +194,37 @@ func (s *nameserver) measure(t *testing.T, span time.Duration) asks {
 	if !regexp.MustCompile(`Response codes:\s+NOERROR \d+ \(100\.00%\)`).MatchString(out) {
 		t.Fatalf("%s:\n%s", s.name, out)
 	}
-	a := asks{qps: figure(`Queries per second:\s+([\d.]+)`), cpu: math.NaN(), lost: figure(`Queries lost:\s+\d+ \(([\d.]+)%\)`) / 100}
-	if s.g != nil {
-		a.cpu = float64((s.g.cpu(t) - before).Microseconds()) / figure(`Queries completed:\s+(\d+)`)
-	}
+	a := asks{qps: figure(`Queries per second:\s+([\d.]+)`), cpu: float64((s.cpu(t) - before).Microseconds()) / figure(`Queries completed:\s+(\d+)`), lost: figure(`Queries lost:\s+\d+ \(([\d.]+)%\)`) / 100}
 	return a
+}
+
+// spent returns the processor time that a process has spent (proc(5), utime and stime of
+// /proc/pid/stat, in ticks of which Linux has 100 a second).
+func spent(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(b), ") ") // past the name
+	f := strings.Fields(after)
+	user, err := strconv.Atoi(f[11])
+	if err != nil {
+		t.Fatal(err)
+	}
+	system, err := strconv.Atoi(f[12])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
 // run starts a server in a group of its own and waits until it answers.
 func (s *nameserver) run(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
-	s.g = newGroup(t, "dns")
-	started := s.g.adopt(t, cmd)
+	g := newGroup(t, "dns")
+	s.cpu = g.cpu
+	started := g.adopt(t, cmd)
 	p := peers.Start(t, strings.Fields(s.name)[0], cmd)
 	started()
 	labtest.Within(t, 20*time.Second, s.name+" answers", func() error {
@@ -260,7 +279,13 @@ database:
 	s.run(t, nameservers.Command(t.Context(), "/usr/sbin/knotd", "-c", dir+"/knot.conf"))
 }
 
+// startPowerDNS has each query run in a state of Lua's own, as it is delivered, or in one that
+// all share, which is faster.
 func startPowerDNS(t *testing.T, s *nameserver) {
+	luaState := "yes"
+	if s.name == pdnsSharedName {
+		luaState = "shared"
+	}
 	lua := benchZone + `. 60 IN LUA MX "pickwrandom({{3,'10 msgw1.` + benchZone + `.'},{1,'10 msgw2.` + benchZone + `.'}})"` + "\n"
 	nameservers.Write(t, "/srv/pdns/zone", benchApex+benchHosts+lua, 0o644)
 	nameservers.Write(t, "/srv/pdns/named.conf", `zone "`+benchZone+`" { type master; file "/srv/pdns/zone"; };`+"\n", 0o644)
@@ -269,7 +294,7 @@ security-poll-suffix=
 bind-config=/srv/pdns/named.conf
 local-address=`+s.ip+`
 socket-dir=/srv/pdns
-enable-lua-records=shared
+enable-lua-records=`+luaState+`
 cache-ttl=0
 query-cache-ttl=0
 negquery-cache-ttl=0
@@ -311,7 +336,7 @@ func startCoreDNS(t *testing.T, s *nameserver) {
 	}
 	signing := ""
 	if s.signed {
-		key := strings.TrimSpace(nameservers.Output(t, "/usr/sbin/dnssec-keygen", "-q", "-K", dir, "-a", "ECDSAP256SHA256", "-f", "KSK", benchZone))
+		key := strings.TrimSpace(nameservers.Output(t, "/usr/bin/dnssec-keygen", "-q", "-K", dir, "-a", "ECDSAP256SHA256", "-f", "KSK", benchZone))
 		signing = " dnssec {\n  key file " + filepath.Join(dir, key) + "\n }\n"
 	}
 	write("zone", "$ORIGIN "+benchZone+".\n"+benchApex+benchHosts+benchMX)

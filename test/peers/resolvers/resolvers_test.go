@@ -19,7 +19,7 @@ import (
 	"msgw/test/peers"
 )
 
-var base = &peers.Root{Name: "resolvers", Packages: []string{"nsd", "unbound", "bind9", "bind9-dnsutils", "ldnsutils", "dnsviz", "zonemaster-cli"}}
+var base = &peers.Root{Name: "resolvers", Packages: []string{"nsd", "unbound", "bind9", "bind9-dnsutils", "ldnsutils", "dnsviz", "zonemaster-cli", "dnsperf"}}
 
 func TestMain(m *testing.M) {
 	(&peers.Suite{Roots: []*peers.Root{base}}).Main(m)

@@ -14,8 +14,8 @@ import (
 )
 
 // choices is how often each program is asked which host it takes first. The weights are
-// told apart by it: 75 % of it from 50 % by 7 standard deviations.
-const choices = 200
+// told apart by it: 75 % of it from 50 % by 5 standard deviations.
+const choices = 120
 
 // TestShares lets Postfix and exim choose among the hosts, each time with a new answer, and
 // compares how often each came first with the weights.
