@@ -73,6 +73,19 @@ func TestSigned(t *testing.T) {
 	f := l.File()
 	zone, host := f.Zone+".", f.Nodes[0].Host+"."
 	challenge := "_acme-challenge." + host
+	if out, err := l.Msgw("dns", "set", "--caa", "letsencrypt.org", "--tlsa", "on", "--tls-reports", "mailto:tls@example.com", "--dir", f.Nodes[0].Dir); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	labtest.Within(t, 20*time.Second, "both sites answer TLSA of both", func() error {
+		for _, n := range f.Nodes {
+			for _, of := range f.Nodes {
+				if m, err := peers.Ask(n.Addr, "_25._tcp."+of.Host+".", dns.TypeTLSA); err != nil || len(m.Answer) == 0 {
+					return fmt.Errorf("%s of %s: %v, %w", n.Name, of.Name, m, err)
+				}
+			}
+		}
+		return nil
+	})
 	questions := []struct {
 		name    string
 		qtype   uint16
@@ -87,6 +100,12 @@ func TestSigned(t *testing.T) {
 		{zone, dns.TypeA, false, []int{dns.RcodeSuccess}, true},
 		{zone, dns.TypeAAAA, false, []int{dns.RcodeSuccess}, true},
 		{zone, dns.TypeTLSA, false, []int{dns.RcodeSuccess}, true},
+		{zone, dns.TypeCAA, true, []int{dns.RcodeSuccess}, true},
+		{zone, dns.TypeTXT, false, []int{dns.RcodeSuccess}, true},
+		{host, dns.TypeCAA, false, []int{dns.RcodeSuccess}, true},
+		{"_smtp._tls." + zone, dns.TypeTXT, true, []int{dns.RcodeSuccess}, true},
+		{"_tls." + zone, dns.TypeTXT, false, []int{dns.RcodeSuccess}, true}, // an empty non-terminal
+		{"_25._tcp." + f.Nodes[1].Host + ".", dns.TypeTLSA, true, []int{dns.RcodeSuccess}, true},
 		{host, dns.TypeA, true, []int{dns.RcodeSuccess}, true},
 		{host, dns.TypeAAAA, false, []int{dns.RcodeSuccess}, true},
 		{host, dns.TypeMX, false, []int{dns.RcodeSuccess}, true},
@@ -94,7 +113,9 @@ func TestSigned(t *testing.T) {
 		// To a resolver that does not know NXNAME, such a name has no types.
 		{"nobody." + zone, dns.TypeA, false, []int{dns.RcodeSuccess, dns.RcodeNameError}, true},
 		{"nobody." + zone, dns.TypeMX, false, []int{dns.RcodeSuccess, dns.RcodeNameError}, true},
-		{"_25._tcp." + host, dns.TypeTLSA, false, []int{dns.RcodeSuccess, dns.RcodeNameError}, true},
+		{"_25._tcp." + host, dns.TypeTLSA, true, []int{dns.RcodeSuccess}, true},
+		{"_25._tcp." + host, dns.TypeA, false, []int{dns.RcodeSuccess}, true},
+		{"_587._tcp." + host, dns.TypeTLSA, false, []int{dns.RcodeSuccess, dns.RcodeNameError}, true},
 		// The challenge's name is delegated without DS.
 		{challenge, dns.TypeDS, false, []int{dns.RcodeSuccess}, true},
 		{challenge, dns.TypeTXT, false, []int{dns.RcodeSuccess}, false},
