@@ -227,7 +227,9 @@ func (n operator) observeParent(ctx context.Context) (wrong []string, err error)
 		}
 		looked++
 		for _, srv := range v.Servers {
-			note.TTL = max(note.TTL, srv.DSTTL)
+			if len(dsDifferences(s.Zone.Name, g, true, delegation.View{Servers: []delegation.Server{srv}})) > 0 {
+				note.TTL = max(note.TTL, srv.DSTTL) // of a DS that has to go
+			}
 			if srv.Error != "" {
 				wrong = append(wrong, fmt.Sprintf("%s (%s), seen from %s: %s", srv.Name, srv.Address, v.Node, srv.Error))
 			}
