@@ -69,6 +69,8 @@ func TestContent(t *testing.T) {
 			"the ACME account of msgw1 is not known"},
 		"caa, an account that breaks the record": {raftstore.Content{CAA: raftstore.CAA{Issue: auto.Issue, Accounts: true}}, without(func(s *served) { s.Account = "https://x/;validationmethods=http-01" }),
 			[]string{`msgw.example.com. 3600 IN CAA 0 issue "letsencrypt.org; validationmethods=dns-01"`}, "the ACME account of msgw1 is not known"},
+		"caa without the CA that is used": {raftstore.Content{CAA: raftstore.CAA{Issue: []string{"example.org"}}}, known,
+			[]string{`msgw.example.com. 3600 IN CAA 0 issue "example.org; validationmethods=dns-01"`}, "CAA forbids letsencrypt.org, the CA of the ACME directory"},
 		"tlsa": {raftstore.Content{TLSA: true}, known,
 			[]string{"_25._tcp.msgw1.msgw.example.com. 300 IN TLSA 3 1 1 " + key1, "_25._tcp.msgw1.msgw.example.com. 300 IN TLSA 3 1 1 " + key2}, "no TLSA records for msgw2: its host name is outside the zone"},
 		"tlsa, unknown": {raftstore.Content{TLSA: true}, nil, nil, "no TLSA records for msgw1: it is not known which keys it serves"},
@@ -205,4 +207,42 @@ func TestEnforce(t *testing.T) {
 	at.at = at.at.Add(-2 * servedNear)
 	n.told.last["msgw1"] = at
 	check(raftstore.Content{}, "served by msgw1")
+}
+
+// Neither CAA records nor another directory end the renewal of certificates, and a policy that
+// is enforced needs those that there are.
+func TestContentAndACME(t *testing.T) {
+	t.Parallel()
+	n := &Node{id: &identity{Name: "msgw1"}}
+	caa := func(issue ...string) raftstore.Content { return raftstore.Content{CAA: raftstore.CAA{Issue: issue}} }
+	text := func(err error) string {
+		if err == nil {
+			return ""
+		}
+		return err.Error()
+	}
+	for _, tc := range []struct {
+		before, after raftstore.Content
+		want          string
+	}{
+		{caa(), caa("example.org"), "forbids letsencrypt.org"}, {caa(), caa("example.org", "letsencrypt.org"), ""}, {caa(), caa("auto"), ""},
+		{caa("example.org"), caa("example.org", "example.net"), ""}, // it does so already
+	} {
+		if got := text(n.checkContent(zoneOf(tc.before), tc.after)); tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+			t.Errorf("%q after %q: %q, want %q", tc.after.CAA.Issue, tc.before.CAA.Issue, got, tc.want)
+		}
+	}
+	enforce := raftstore.Content{MTASTS: raftstore.MTASTS{Mode: raftstore.STSEnforce}}
+	for _, tc := range []struct {
+		content   raftstore.Content
+		directory string
+		want      string
+	}{
+		{caa("letsencrypt.org"), "https://acme.zerossl.com/v2/DV90", "forbid sectigo.com"}, {caa("auto"), "https://acme.zerossl.com/v2/DV90", ""},
+		{caa("letsencrypt.org"), "", ""}, {enforce, "", "enforce"}, {enforce, "https://acme.zerossl.com/v2/DV90", "enforce"}, {enforce, zoneOf(enforce).ACME.Directory, ""},
+	} {
+		if got := text(checkACME(zoneOf(tc.content), raftstore.ACME{Directory: tc.directory})); tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+			t.Errorf("%q with %+v: %q, want %q", tc.directory, tc.content, got, tc.want)
+		}
+	}
 }

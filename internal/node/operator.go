@@ -229,6 +229,9 @@ func (n operator) CA(context.Context) (string, error) { return n.store.State().C
 
 // SetACME changes where certificates come from.
 func (n operator) SetACME(ctx context.Context, a admin.ACME) (admin.Change, error) {
+	if err := checkACME(n.store.State(), raftstore.ACME(a)); err != nil {
+		return admin.Change{}, err
+	}
 	return n.change(ctx, raftstore.SetACME{ACME: raftstore.ACME(a)})
 }
 
