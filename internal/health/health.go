@@ -141,9 +141,10 @@ type seen struct {
 	peer, smtp, dns tally
 	// gone is bad when neither the peer port nor the greeting of SMTP answered.
 	gone     tally
-	report   *Report // the last one; nil while the peer port is bad
-	where    string  // public addresses that smtp and dns were counted for
-	reported bool    // the warning about unusable probes was given
+	report   *Report   // the last one; nil while the peer port is bad
+	asked    time.Time // when the last beat that counts began
+	where    string    // public addresses that smtp and dns were counted for
+	reported bool      // the warning about unusable probes was given
 }
 
 // New returns a monitor that has not looked yet: it has no verdicts.

@@ -263,3 +263,41 @@ func TestOwnChanged(t *testing.T) {
 		}
 	})
 }
+
+// late is a Prober whose witness is silent: a pulse waits for it, with the other answers in
+// hand.
+type late struct{ *world }
+
+func (l late) Report(ctx context.Context, name string) (Report, error) {
+	if name != "wit" {
+		return l.world.Report(ctx, name)
+	}
+	<-ctx.Done()
+	return Report{}, ctx.Err()
+}
+
+// What a node said before it said something else does not count any more, though the pulse
+// that asked it ends later.
+func TestOldAnswersDoNotCount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := fine()
+		m := monitor(w, true)
+		m.opt.Prober = late{w}
+		for range 4 {
+			m.pulse(t.Context())
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); m.pulse(t.Context()) }()
+		time.Sleep(100 * time.Millisecond)
+		w.set(func(w *world) { w.reports["you"] = Report{Accepting: true, Drained: true} })
+		m.look(t.Context(), "you")
+		if _, you := states(m); you != Drained {
+			t.Fatalf("drained, and looked at: %s", you)
+		}
+		<-done
+		if _, you := states(m); you != Drained {
+			t.Errorf("an older answer made it %s", you)
+		}
+	})
+}
