@@ -181,16 +181,19 @@ func TestNoFlappingAtLoss(t *testing.T) {
 		name   string
 		timing Timing
 		dead   func(port string) error
+		rtt    time.Duration
 	}{
-		{"default", Timing{}, nil},
-		{"fast", Fast(), nil},
-		{"default, peer path cut", Timing{}, peerPathCut},
-		{"fast, peer path cut", Fast(), peerPathCut},
+		{"default", Timing{}, nil, 30 * time.Millisecond},
+		{"default, 100 ms away", Timing{}, nil, 100 * time.Millisecond},
+		{"default, 200 ms away", Timing{}, nil, 200 * time.Millisecond},
+		{"fast", Fast(), nil, 30 * time.Millisecond},
+		{"default, peer path cut", Timing{}, peerPathCut, 30 * time.Millisecond},
+		{"fast, peer path cut", Fast(), peerPathCut, 30 * time.Millisecond},
 	} {
 		for seed := range uint64(3) {
 			t.Run(fmt.Sprint(tc.name, ", seed ", seed), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					w := &wire{rtt: 30 * time.Millisecond, loss: 0.01, rand: rand.New(rand.NewPCG(2, seed))}
+					w := &wire{rtt: tc.rtt, loss: 0.01, rand: rand.New(rand.NewPCG(2, seed))}
 					m, stop := w.run(t, tc.timing)
 					defer stop()
 					time.Sleep(time.Minute)

@@ -113,6 +113,9 @@ func (m *Monitor) pulse(ctx context.Context) (again bool) {
 	return again
 }
 
+// greetingTimeout leaves TCP one repetition of a lost SYN, and the greeting 0.4 s.
+const greetingTimeout = 1400 * time.Millisecond
+
 // ask asks one node whether it lives: on its peer port and, if that does not answer, on its
 // public SMTP port.
 func (m *Monitor) ask(ctx context.Context, t Target) beat {
@@ -122,7 +125,7 @@ func (m *Monitor) ask(ctx context.Context, t Target) beat {
 	if s := m.seen[t.Name]; s != nil {
 		suspect = s.peer.last != nil
 		if s.peer.bad && s.gone.good() {
-			timeout = m.opt.PublicTimeout // the path is cut for longer, and SMTP tells alone
+			timeout = max(timeout, greetingTimeout) // the path is cut for longer, and SMTP tells alone
 		}
 	}
 	m.mu.Unlock()
