@@ -144,25 +144,45 @@ func TestToldServed(t *testing.T) {
 	t.Parallel()
 	key := strings.Repeat("ab", 32)
 	var told toldServed
-	told.note("msgw2", &served{Keys: []string{key}})
+	told.note("msgw2", "", &served{Keys: []string{key}})
 	if got := told.within(servedNear); len(got) != 1 || got["msgw2"].Keys[0] != key {
 		t.Errorf("%+v", got)
 	}
-	told.note("msgw2", &served{Keys: []string{"abcd"}})
+	told.note("msgw2", "", &served{Keys: []string{"abcd"}})
 	if got := told.within(servedFor); len(got) != 0 {
 		t.Errorf("a key that is none: %+v", got)
 	}
-	told.note("msgw2", &served{})
-	told.note("msgw2", nil)
+	told.note("msgw2", "", &served{})
+	told.note("msgw2", "", nil)
 	if got := told.within(servedFor); len(got) != 0 {
 		t.Errorf("an older version: %+v", got)
 	}
-	told.note("msgw2", &served{})
+	told.note("msgw2", "", &served{})
 	at := told.last["msgw2"]
 	at.at = at.at.Add(-2 * servedNear)
 	told.last["msgw2"] = at
 	if near, far := told.within(servedNear), told.within(servedFor); len(near) != 0 || len(far) != 1 {
 		t.Errorf("after two minutes: %+v, %+v", near, far)
+	}
+}
+
+// A machine that takes a site's place has keys of its own: those of the one before are not
+// published for it.
+func TestToldByAMachineThatWasReplaced(t *testing.T) {
+	t.Parallel()
+	state := zoneOf(raftstore.Content{TLSA: true})
+	site := state.Nodes["msgw1"]
+	site.SealTo = "old"
+	state.Nodes["msgw1"] = site
+	var told toldServed
+	told.note("msgw1", "old", &served{Keys: []string{strings.Repeat("01", 32)}})
+	if got := published(buildZone(state, told.within(servedFor), nil, true, false)); len(got) != 1 {
+		t.Errorf("%q", got)
+	}
+	site.SealTo = "new"
+	state.Nodes["msgw1"] = site
+	if s := buildZone(state, told.within(servedFor), nil, true, false); len(published(s)) != 0 || !strings.Contains(strings.Join(s.notes, ""), "it is not known which keys it serves") {
+		t.Errorf("%q, %q", published(s), s.notes)
 	}
 }
 
@@ -197,11 +217,11 @@ func TestEnforce(t *testing.T) {
 		}
 	}
 	check(raftstore.Content{}, "served by msgw1, msgw2")
-	n.told.note("msgw1", &served{Trusted: true})
-	n.told.note("msgw2", &served{})
+	n.told.note("msgw1", "", &served{Trusted: true})
+	n.told.note("msgw2", "", &served{})
 	check(raftstore.Content{}, "served by msgw2")
 	check(enforce, "")
-	n.told.note("msgw2", &served{Trusted: true})
+	n.told.note("msgw2", "", &served{Trusted: true})
 	check(raftstore.Content{}, "")
 	at := n.told.last["msgw1"]
 	at.at = at.at.Add(-2 * servedNear)

@@ -70,7 +70,7 @@ func (n operator) SetZone(ctx context.Context, z admin.ZoneSettings) (admin.Zone
 // when the change is applied: what the sites report, and what the DNS server here can serve.
 func (n *Node) checkContent(s *raftstore.State, c raftstore.Content) error {
 	if c.MTASTS.Mode == raftstore.STSEnforce && s.Content.MTASTS.Mode != raftstore.STSEnforce {
-		if missing := untrusted(s, n.servesWithin(servedNear)); len(missing) > 0 {
+		if missing := untrusted(s, current(s, n.servesWithin(servedNear))); len(missing) > 0 {
 			return admin.Errorf(http.StatusConflict, "senders would send these sites nothing; see `msgw acme`, and use testing until then",
 				"mta-sts enforce: no publicly trusted certificate is known to be served by %s", strings.Join(missing, ", "))
 		}
