@@ -152,7 +152,7 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 		}
 	}
 	if s.Content.MTASTS.Mode == raftstore.STSEnforce {
-		for _, site := range untrusted(s, n.serves()) {
+		for _, site := range untrusted(s, current(s, n.serves())) {
 			trouble("MTA-STS enforce: %s is not known to serve a publicly trusted certificate; senders that hold the policy send it no mail", site)
 		}
 	}
