@@ -190,25 +190,31 @@ func successor(name string) string {
 	if err != nil {
 		return name // cannot be: it came in a message
 	}
-	label := wire[3 : 3+int(wire[2])]
-	switch {
-	case n+2 <= maxName:
+	if n+2 <= maxName {
 		wire[0], wire[1] = 1, 0 // a label below
 		return unpacked(wire[:n+2])
-	case n+1 <= maxName && len(label) < 63:
-		// The label, one octet longer.
-		out := append([]byte{byte(len(label) + 1)}, label...)
-		return unpacked(append(append(out, 0), wire[3+len(label):2+n]...))
 	}
-	// The label with its last octet raised; what follows 255 is shorter.
-	for len(label) > 1 && label[len(label)-1] == 255 {
-		label = label[:len(label)-1]
+	for rest := wire[2 : 2+n]; rest[0] != 0; rest = rest[1+rest[0]:] {
+		label, parents := rest[1:1+rest[0]], rest[1+rest[0]:]
+		if len(rest)+1 <= maxName && len(label) < 63 {
+			// The label, one octet longer.
+			out := append([]byte{byte(len(label) + 1)}, label...)
+			return unpacked(append(append(out, 0), parents...))
+		}
+		// The label with its last octet raised; what follows 255 is shorter.
+		for len(label) > 0 && label[len(label)-1] == 255 {
+			label = label[:len(label)-1]
+		}
+		if len(label) == 0 {
+			continue // nothing follows below the same parent: what follows the parent
+		}
+		out := append([]byte{byte(len(label))}, label...)
+		if out[len(out)-1]++; out[len(out)-1] == 'A' {
+			out[len(out)-1] = 'Z' + 1 // upper case counts as lower
+		}
+		return unpacked(append(out, parents...))
 	}
-	out := append([]byte{byte(len(label))}, label...)
-	if out[len(out)-1]++; out[len(out)-1] == 'A' {
-		out[len(out)-1] = 'Z' + 1 // upper case counts as lower
-	}
-	return unpacked(append(out, wire[3+int(wire[2]):2+n]...))
+	return name // cannot be: no zone has such a name
 }
 
 func unpacked(wire []byte) string {

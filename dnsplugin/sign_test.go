@@ -396,6 +396,7 @@ func TestSignedMXFits(t *testing.T) {
 func TestSuccessor(t *testing.T) {
 	t.Parallel()
 	tail := strings.Repeat("a.", 125) // 250 octets, and 1 for the root
+	long := strings.Repeat("b", 63)
 	for name, want := range map[string]string{
 		"gw.example.org.":   `\000.gw.example.org.`,
 		"b." + tail:         `\000.b.` + tail, // 253 octets become 255
@@ -404,6 +405,10 @@ func TestSuccessor(t *testing.T) {
 		"bb@." + tail:       `bb[.` + tail,    // A to Z are a to z
 		`bb\255.` + tail:    `bc.` + tail,     // no octet is higher
 		`b\255\255.` + tail: `c.` + tail,
+		// Nothing follows below the same parent.
+		`\255.bbb.` + tail[2:]:           `bbb\000.` + tail[2:],
+		`\255.` + long + "." + tail[62:]: long[:62] + "c." + tail[62:],
+		`\255\255.a\255.` + tail[2:]:     `a\255\000.` + tail[2:],
 	} {
 		got := successor(name)
 		if got != want {

@@ -37,7 +37,7 @@ type Signing struct {
 	// Clear is what Secret holds, in an encrypted backup and nowhere else: the keys that
 	// Secret is sealed to are gone when the machines are gone.
 	Clear   []byte `json:"clear,omitempty"`
-	Version uint64 `json:"version,omitempty"` // raised whenever Keys change
+	Version uint64 `json:"version,omitempty"` // raised whenever Keys change, or whom they are sealed to
 	// MaxTTL is the highest TTL in the zone, in seconds.
 	MaxTTL uint32 `json:"max_ttl,omitempty"`
 	OldTTL uint32 `json:"old_ttl,omitempty"` // that of the zone before it was signed
@@ -229,12 +229,17 @@ func (s *State) seal(g Signing, sealed SealedSigning) error {
 	return nil
 }
 
-// reseal takes over the zone's keys after a change of the sites.
+// reseal takes over the zone's keys after a change of the sites. What else was sealed before
+// it comes too late: a machine that took a site's place has the same name and another key.
 func (s *State) reseal(sealed SealedSigning) error {
 	if len(s.Signing.Keys) == 0 {
 		return nil
 	}
-	return s.seal(s.Signing, sealed)
+	if err := s.seal(s.Signing, sealed); err != nil {
+		return err
+	}
+	s.Signing.Version++
+	return nil
 }
 
 // SignReached says that all sites have the present phase.

@@ -169,8 +169,34 @@ func TestSigningFollowsTheSites(t *testing.T) {
 	x.expect("conflict: the sites or the keys", RemoveNode{Name: "b", CA: ca, Signing: SealedSigning{1, []byte("x"), []string{"a", "b"}}})
 	x.expect("invalid: the keys of the zone are missing", RemoveNode{Name: "b", CA: ca, Signing: SealedSigning{1, nil, []string{"a"}}})
 	x.expect("made", RemoveNode{Name: "b", CA: ca, Signing: SealedSigning{1, []byte("x"), []string{"a"}}})
-	if g := x.s.Signing; string(g.Secret) != "x" || !slices.Equal(g.SealedTo, []string{"a"}) || g.Version != 1 {
+	if g := x.s.Signing; string(g.Secret) != "x" || !slices.Equal(g.SealedTo, []string{"a"}) || g.Version != 2 {
 		t.Errorf("%+v", g)
+	}
+}
+
+// Keys that were sealed while another machine was the site of that name are not taken over:
+// the machine that has its place now could not open them.
+func TestSigningFollowsAReplacement(t *testing.T) {
+	t.Parallel()
+	x := newSigningTest(t)
+	x.s.Nodes["b"] = Node{Name: "b", ID: "b1", Role: Site, Host: "b.example.com"}
+	x.s.Invites["i"] = Invite{ID: "i", Role: Site, Expires: x.now.Add(time.Hour), Replaces: "b", ReplacesID: "b1"}
+	x.expect("made", x.step(Signed, "k1"))
+	x.expect("made", x.reached())
+	x.now = x.now.Add(3 * time.Hour)
+	x.s.Invites["i"] = Invite{ID: "i", Role: Site, Expires: x.now.Add(time.Hour), Replaces: "b", ReplacesID: "b1"}
+	w := x.s.Nodes["w"]
+	w.Leaving = true
+	x.s.Nodes["w"] = w
+	sites := []string{"a", "b"}
+	rollover := x.step(NewKey, "k1", "k2")
+	removal := RemoveNode{Name: "w", CA: CA{SealedTo: sites}, Signing: SealedSigning{x.s.Signing.Version, []byte("old b"), sites}}
+	x.expect("made", JoinNode{Invite: "i", Node: Node{Name: "b", ID: "b2", Role: Site, Peer: "192.0.2.2:8451", Host: "b.example.com"}, CA: CA{SealedTo: sites},
+		Signing: SealedSigning{x.s.Signing.Version, []byte("new b"), sites}})
+	x.expect("conflict: the signing of the zone was changed", rollover)
+	x.expect("conflict: the sites or the keys", removal)
+	if g := x.s.Signing; string(g.Secret) != "new b" {
+		t.Errorf("sealed to %q", g.Secret)
 	}
 }
 

@@ -109,8 +109,9 @@ type Timing struct {
 	// that had no answer is repeated at once. Defaults 2 s and 1.4 s: a node that falls
 	// silent right after an answer has failed three after 2 + 3 x 1.4 s.
 	Interval, Timeout time.Duration
-	// Of the dialogues with public ports. Defaults 2 s and 1.4 s, which leaves TCP one
-	// repetition of a lost SYN (RFC 6298 section 2).
+	// Of the dialogues with public ports. Defaults 2 s and 3 s, which leaves TCP one
+	// repetition of a lost SYN (RFC 6298 section 2) and the dialogue after it 2 s, so that a
+	// path of 200 ms that loses packets does not look like a dead port.
 	PublicInterval, PublicTimeout time.Duration
 }
 
@@ -141,9 +142,10 @@ type seen struct {
 	peer, smtp, dns tally
 	// gone is bad when neither the peer port nor the greeting of SMTP answered.
 	gone     tally
-	report   *Report // the last one; nil while the peer port is bad
-	where    string  // public addresses that smtp and dns were counted for
-	reported bool    // the warning about unusable probes was given
+	report   *Report   // the last one; nil while the peer port is bad
+	asked    time.Time // when the last beat that counts began
+	where    string    // public addresses that smtp and dns were counted for
+	reported bool      // the warning about unusable probes was given
 }
 
 // New returns a monitor that has not looked yet: it has no verdicts.
@@ -156,7 +158,7 @@ func New(opt Options) *Monitor {
 	def(&opt.Interval, 2*time.Second)
 	def(&opt.Timeout, 1400*time.Millisecond)
 	def(&opt.PublicInterval, max(2*time.Second, opt.Interval))
-	def(&opt.PublicTimeout, max(1400*time.Millisecond, opt.Timeout))
+	def(&opt.PublicTimeout, max(3*time.Second, opt.Timeout))
 	def(&opt.Hold, 10*time.Second)
 	def(&opt.MaxHold, 10*time.Minute)
 	for v, d := range map[*int]int{&opt.Down: 3, &opt.OK: 10, &opt.Up: 6} {

@@ -5,9 +5,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/emersion/go-smtp"
 	"github.com/miekg/dns"
@@ -103,11 +105,20 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	return conn, nil
 }
 
-// ProbeDNS asks a public DNS port for the SOA of the zone.
+// ProbeDNS asks a public DNS port for the SOA of the zone, by UDP and, if nothing or a truncated
+// answer comes within half of the time, by TCP: a flood that is sent with this node's address
+// uses up what its network is answered by UDP.
 func ProbeDNS(ctx context.Context, address, zone string) error {
-	m := new(dns.Msg).SetQuestion(dns.Fqdn(zone), dns.TypeSOA)
-	m.RecursionDesired = false
-	r, _, err := new(dns.Client).ExchangeContext(ctx, m, address)
+	asking := ctx
+	if end, ok := ctx.Deadline(); ok {
+		var cancel func()
+		asking, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		defer cancel()
+	}
+	r, err := askSOA(asking, "udp", address, zone)
+	if ne := net.Error(nil); err == nil && r.Truncated || errors.As(err, &ne) && ne.Timeout() {
+		r, err = askSOA(ctx, "tcp", address, zone)
+	}
 	if err != nil {
 		return err
 	}
@@ -115,4 +126,11 @@ func ProbeDNS(ctx context.Context, address, zone string) error {
 		return fmt.Errorf("SOA of %s: %s, authoritative %v", zone, dns.RcodeToString[r.Rcode], r.Authoritative)
 	}
 	return nil
+}
+
+func askSOA(ctx context.Context, network, address, zone string) (*dns.Msg, error) {
+	m := new(dns.Msg).SetQuestion(dns.Fqdn(zone), dns.TypeSOA)
+	m.RecursionDesired = false
+	r, _, err := (&dns.Client{Net: network}).ExchangeContext(ctx, m, address)
+	return r, err
 }

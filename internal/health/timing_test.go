@@ -181,16 +181,19 @@ func TestNoFlappingAtLoss(t *testing.T) {
 		name   string
 		timing Timing
 		dead   func(port string) error
+		rtt    time.Duration
 	}{
-		{"default", Timing{}, nil},
-		{"fast", Fast(), nil},
-		{"default, peer path cut", Timing{}, peerPathCut},
-		{"fast, peer path cut", Fast(), peerPathCut},
+		{"default", Timing{}, nil, 30 * time.Millisecond},
+		{"default, 100 ms away", Timing{}, nil, 100 * time.Millisecond},
+		{"default, 200 ms away", Timing{}, nil, 200 * time.Millisecond},
+		{"fast", Fast(), nil, 30 * time.Millisecond},
+		{"default, peer path cut", Timing{}, peerPathCut, 30 * time.Millisecond},
+		{"fast, peer path cut", Fast(), peerPathCut, 30 * time.Millisecond},
 	} {
 		for seed := range uint64(3) {
 			t.Run(fmt.Sprint(tc.name, ", seed ", seed), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					w := &wire{rtt: 30 * time.Millisecond, loss: 0.01, rand: rand.New(rand.NewPCG(2, seed))}
+					w := &wire{rtt: tc.rtt, loss: 0.01, rand: rand.New(rand.NewPCG(2, seed))}
 					m, stop := w.run(t, tc.timing)
 					defer stop()
 					time.Sleep(time.Minute)
@@ -260,6 +263,44 @@ func TestOwnChanged(t *testing.T) {
 		rounds(m, 5)
 		if told != 1 {
 			t.Errorf("told %d times of a drain, want 1", told)
+		}
+	})
+}
+
+// late is a Prober whose witness is silent: a pulse waits for it, with the other answers in
+// hand.
+type late struct{ *world }
+
+func (l late) Report(ctx context.Context, name string) (Report, error) {
+	if name != "wit" {
+		return l.world.Report(ctx, name)
+	}
+	<-ctx.Done()
+	return Report{}, ctx.Err()
+}
+
+// What a node said before it said something else does not count any more, though the pulse
+// that asked it ends later.
+func TestOldAnswersDoNotCount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := fine()
+		m := monitor(w, true)
+		m.opt.Prober = late{w}
+		for range 4 {
+			m.pulse(t.Context())
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); m.pulse(t.Context()) }()
+		time.Sleep(100 * time.Millisecond)
+		w.set(func(w *world) { w.reports["you"] = Report{Accepting: true, Drained: true} })
+		m.look(t.Context(), "you")
+		if _, you := states(m); you != Drained {
+			t.Fatalf("drained, and looked at: %s", you)
+		}
+		<-done
+		if _, you := states(m); you != Drained {
+			t.Errorf("an older answer made it %s", you)
 		}
 	})
 }

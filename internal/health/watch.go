@@ -64,6 +64,7 @@ func (m *Monitor) Look(name string) {
 // beat is the answer of a node that was asked whether it lives.
 type beat struct {
 	target  Target
+	asked   time.Time
 	report  *Report
 	peer    error // of the peer port
 	greeted error // of the public SMTP port; errUnasked: it was not asked
@@ -112,20 +113,22 @@ func (m *Monitor) pulse(ctx context.Context) (again bool) {
 	return again
 }
 
+// greetingTimeout leaves TCP one repetition of a lost SYN, and the greeting 0.4 s.
+const greetingTimeout = 1400 * time.Millisecond
+
 // ask asks one node whether it lives: on its peer port and, if that does not answer, on its
 // public SMTP port.
 func (m *Monitor) ask(ctx context.Context, t Target) beat {
-	b := beat{target: t, greeted: errUnasked}
+	b := beat{target: t, asked: time.Now(), greeted: errUnasked}
 	timeout, suspect := m.opt.Timeout, false
 	m.mu.Lock()
 	if s := m.seen[t.Name]; s != nil {
 		suspect = s.peer.last != nil
 		if s.peer.bad && s.gone.good() {
-			timeout = m.opt.PublicTimeout // the path is cut for longer, and SMTP tells alone
+			timeout = max(timeout, greetingTimeout) // the path is cut for longer, and SMTP tells alone
 		}
 	}
 	m.mu.Unlock()
-	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	greet := func() {
@@ -146,13 +149,17 @@ func (m *Monitor) ask(ctx context.Context, t Target) beat {
 	if public && !suspect && ctx.Err() == nil {
 		greet()
 	}
-	b.slow = time.Since(began) >= timeout
+	b.slow = time.Since(b.asked) >= timeout
 	return b
 }
 
-// note counts a beat.
+// note counts a beat, unless a later one was counted before: a pulse waits for the slowest.
 func (m *Monitor) note(b beat, now time.Time) *seen {
 	s := m.known(b.target)
+	if b.asked.Before(s.asked) {
+		return s
+	}
+	s.asked = b.asked
 	s.peer.add(b.peer, now, m.opt)
 	gone := m.opt
 	gone.OK = 1 // three in a row
@@ -170,7 +177,7 @@ func (m *Monitor) note(b beat, now time.Time) *seen {
 	return s
 }
 
-// at0 returns what is known of a target, made anew where its public addresses changed.
+// known returns what is known of a target, made anew where its public addresses changed.
 func (m *Monitor) known(t Target) *seen {
 	s := m.seen[t.Name]
 	if s == nil {

@@ -121,6 +121,9 @@ func (s *snapshot) caa(state *raftstore.State, serves map[string]served) {
 			issue = append(issue, ca+"; validationmethods=dns-01"+account)
 		}
 	}
+	if ca := directoryCA(state.ACME); ca != "" && forbids(c, ca) {
+		s.note("CAA forbids %s, the CA of the ACME directory: no certificate is renewed; name it as well, or auto", ca)
+	}
 	add := func(tag, value string) {
 		s.zone.Records = append(s.zone.Records, &dns.CAA{Hdr: s.header("", dns.TypeCAA, ttlSettings), Tag: tag, Value: value})
 	}

@@ -69,6 +69,8 @@ func TestContent(t *testing.T) {
 			"the ACME account of msgw1 is not known"},
 		"caa, an account that breaks the record": {raftstore.Content{CAA: raftstore.CAA{Issue: auto.Issue, Accounts: true}}, without(func(s *served) { s.Account = "https://x/;validationmethods=http-01" }),
 			[]string{`msgw.example.com. 3600 IN CAA 0 issue "letsencrypt.org; validationmethods=dns-01"`}, "the ACME account of msgw1 is not known"},
+		"caa without the CA that is used": {raftstore.Content{CAA: raftstore.CAA{Issue: []string{"example.org"}}}, known,
+			[]string{`msgw.example.com. 3600 IN CAA 0 issue "example.org; validationmethods=dns-01"`}, "CAA forbids letsencrypt.org, the CA of the ACME directory"},
 		"tlsa": {raftstore.Content{TLSA: true}, known,
 			[]string{"_25._tcp.msgw1.msgw.example.com. 300 IN TLSA 3 1 1 " + key1, "_25._tcp.msgw1.msgw.example.com. 300 IN TLSA 3 1 1 " + key2}, "no TLSA records for msgw2: its host name is outside the zone"},
 		"tlsa, unknown": {raftstore.Content{TLSA: true}, nil, nil, "no TLSA records for msgw1: it is not known which keys it serves"},
@@ -142,25 +144,45 @@ func TestToldServed(t *testing.T) {
 	t.Parallel()
 	key := strings.Repeat("ab", 32)
 	var told toldServed
-	told.note("msgw2", &served{Keys: []string{key}})
+	told.note("msgw2", "", &served{Keys: []string{key}})
 	if got := told.within(servedNear); len(got) != 1 || got["msgw2"].Keys[0] != key {
 		t.Errorf("%+v", got)
 	}
-	told.note("msgw2", &served{Keys: []string{"abcd"}})
+	told.note("msgw2", "", &served{Keys: []string{"abcd"}})
 	if got := told.within(servedFor); len(got) != 0 {
 		t.Errorf("a key that is none: %+v", got)
 	}
-	told.note("msgw2", &served{})
-	told.note("msgw2", nil)
+	told.note("msgw2", "", &served{})
+	told.note("msgw2", "", nil)
 	if got := told.within(servedFor); len(got) != 0 {
 		t.Errorf("an older version: %+v", got)
 	}
-	told.note("msgw2", &served{})
+	told.note("msgw2", "", &served{})
 	at := told.last["msgw2"]
 	at.at = at.at.Add(-2 * servedNear)
 	told.last["msgw2"] = at
 	if near, far := told.within(servedNear), told.within(servedFor); len(near) != 0 || len(far) != 1 {
 		t.Errorf("after two minutes: %+v, %+v", near, far)
+	}
+}
+
+// A machine that takes a site's place has keys of its own: those of the one before are not
+// published for it.
+func TestToldByAMachineThatWasReplaced(t *testing.T) {
+	t.Parallel()
+	state := zoneOf(raftstore.Content{TLSA: true})
+	site := state.Nodes["msgw1"]
+	site.SealTo = "old"
+	state.Nodes["msgw1"] = site
+	var told toldServed
+	told.note("msgw1", "old", &served{Keys: []string{strings.Repeat("01", 32)}})
+	if got := published(buildZone(state, told.within(servedFor), nil, true, false)); len(got) != 1 {
+		t.Errorf("%q", got)
+	}
+	site.SealTo = "new"
+	state.Nodes["msgw1"] = site
+	if s := buildZone(state, told.within(servedFor), nil, true, false); len(published(s)) != 0 || !strings.Contains(strings.Join(s.notes, ""), "it is not known which keys it serves") {
+		t.Errorf("%q, %q", published(s), s.notes)
 	}
 }
 
@@ -195,14 +217,52 @@ func TestEnforce(t *testing.T) {
 		}
 	}
 	check(raftstore.Content{}, "served by msgw1, msgw2")
-	n.told.note("msgw1", &served{Trusted: true})
-	n.told.note("msgw2", &served{})
+	n.told.note("msgw1", "", &served{Trusted: true})
+	n.told.note("msgw2", "", &served{})
 	check(raftstore.Content{}, "served by msgw2")
 	check(enforce, "")
-	n.told.note("msgw2", &served{Trusted: true})
+	n.told.note("msgw2", "", &served{Trusted: true})
 	check(raftstore.Content{}, "")
 	at := n.told.last["msgw1"]
 	at.at = at.at.Add(-2 * servedNear)
 	n.told.last["msgw1"] = at
 	check(raftstore.Content{}, "served by msgw1")
+}
+
+// Neither CAA records nor another directory end the renewal of certificates, and a policy that
+// is enforced needs those that there are.
+func TestContentAndACME(t *testing.T) {
+	t.Parallel()
+	n := &Node{id: &identity{Name: "msgw1"}}
+	caa := func(issue ...string) raftstore.Content { return raftstore.Content{CAA: raftstore.CAA{Issue: issue}} }
+	text := func(err error) string {
+		if err == nil {
+			return ""
+		}
+		return err.Error()
+	}
+	for _, tc := range []struct {
+		before, after raftstore.Content
+		want          string
+	}{
+		{caa(), caa("example.org"), "forbids letsencrypt.org"}, {caa(), caa("example.org", "letsencrypt.org"), ""}, {caa(), caa("auto"), ""},
+		{caa("example.org"), caa("example.org", "example.net"), ""}, // it does so already
+	} {
+		if got := text(n.checkContent(zoneOf(tc.before), tc.after)); tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+			t.Errorf("%q after %q: %q, want %q", tc.after.CAA.Issue, tc.before.CAA.Issue, got, tc.want)
+		}
+	}
+	enforce := raftstore.Content{MTASTS: raftstore.MTASTS{Mode: raftstore.STSEnforce}}
+	for _, tc := range []struct {
+		content   raftstore.Content
+		directory string
+		want      string
+	}{
+		{caa("letsencrypt.org"), "https://acme.zerossl.com/v2/DV90", "forbid sectigo.com"}, {caa("auto"), "https://acme.zerossl.com/v2/DV90", ""},
+		{caa("letsencrypt.org"), "", ""}, {enforce, "", "enforce"}, {enforce, "https://acme.zerossl.com/v2/DV90", "enforce"}, {enforce, zoneOf(enforce).ACME.Directory, ""},
+	} {
+		if got := text(checkACME(zoneOf(tc.content), raftstore.ACME{Directory: tc.directory})); tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+			t.Errorf("%q with %+v: %q, want %q", tc.directory, tc.content, got, tc.want)
+		}
+	}
 }

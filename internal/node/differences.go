@@ -54,7 +54,24 @@ func differences(own, theirs, base *raftstore.State) (list []string) {
 	if !sameContent(own.Content, theirs.Content) && (base == nil || !sameContent(own.Content, base.Content)) {
 		d.say("what the zone holds besides the nodes: `msgw dns set` shows it")
 	}
+	d.signing()
 	return d.list
+}
+
+// signing names the keys that are given up: where the parent has a DS of one, resolvers that
+// validate refuse the zone.
+func (d *differ) signing() {
+	has := func(s *raftstore.State, k raftstore.SigningKey) bool {
+		return s != nil && slices.ContainsFunc(s.Signing.Keys, func(o raftstore.SigningKey) bool { return o.Public == k.Public })
+	}
+	for _, k := range d.own.Signing.Keys {
+		if !has(d.theirs, k) && !has(d.base, k) {
+			d.say("the zone was signed with a key of its own, which is given up: if the parent zone has the DS %s, replace or remove it at once; `msgw dns check` shows what is expected there", dsOf(d.own.Zone.Name, k))
+		}
+	}
+	if d.own.Signing.Phase == raftstore.Unsigned && d.theirs.Signing.Phase != raftstore.Unsigned && d.base != nil && d.base.Signing.Phase != raftstore.Unsigned {
+		d.say("the zone was not signed any more: `msgw dns sign off`")
+	}
 }
 
 // sameContent compares what is in the zone, not how often it was changed.

@@ -180,3 +180,30 @@ func TestAskedAway(t *testing.T) {
 		}
 	}
 }
+
+// A drain, and its end, are taken up at once, not when the next pulse is over.
+func TestDrainIsNoticedAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := siteConfig(dir, 1)
+		if err := Init(cfg, InitOptions{Zone: "msgw.example.com", MXMode: "tier"}); err != nil {
+			t.Fatal(err)
+		}
+		a := startSite(t, &wires{listeners: map[string]*pipeListener{}}, cfg)
+		defer a.stop()
+		time.Sleep(healthEvery + time.Minute)
+		for _, tc := range []struct {
+			drained bool
+			want    health.State
+		}{{true, health.Drained}, {false, health.Up}} {
+			if _, err := a.setOwnDrain(admin.SetDrain{Drained: tc.drained}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			if vs, _, _ := a.health.Verdicts(); len(vs) != 1 || vs[0].State != tc.want {
+				t.Errorf("a second after drain %v: %+v", tc.drained, vs)
+			}
+		}
+	})
+}

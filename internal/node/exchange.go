@@ -88,7 +88,9 @@ func (n *Node) probeExchange(ctx context.Context, e raftstore.Exchange) error {
 	return health.ProbeExchange(ctx, where, n.host())
 }
 
-// lookUp asks the resolver for the addresses of a host, once a minute.
+// lookUp asks the resolver for the addresses of a host, once a minute. Where the last ones are
+// known, a resolver that does not answer takes half of the time of ctx at most: the probe has
+// the rest.
 func (n *Node) lookUp(ctx context.Context, host string) ([]string, error) {
 	last := n.lookedUp.get(host)
 	if time.Since(last.at) < lookedUpFor {
@@ -101,9 +103,16 @@ func (n *Node) lookUp(ctx context.Context, host string) ([]string, error) {
 			return (&net.Dialer{}).DialContext(ctx, network, to)
 		}
 	}
-	ips, err := r.LookupNetIP(ctx, "ip", host)
+	asking := ctx
+	if end, ok := ctx.Deadline(); ok && last.addresses != nil {
+		var cancel func()
+		asking, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		defer cancel()
+	}
+	ips, err := r.LookupNetIP(asking, "ip", host)
 	if err != nil {
 		if last.addresses != nil {
+			n.lookedUp.set(host, last.addresses)
 			return last.addresses, nil
 		}
 		return nil, fmt.Errorf("addresses of %s: %w", host, err)

@@ -1,11 +1,13 @@
 package node
 
 import (
+	"context"
 	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -68,6 +70,29 @@ func TestLookUp(t *testing.T) {
 	}
 	if _, err := n.lookUp(t.Context(), "gone.example.com."); err == nil || !strings.Contains(err.Error(), "addresses of gone.example.com.") {
 		t.Errorf("a host that was never found: %v", err)
+	}
+}
+
+// A resolver that hangs does not use up the time of the probe, which would make the exchange
+// look dead.
+func TestLookUpOfASilentResolver(t *testing.T) {
+	t.Parallel()
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	n := &Node{cfg: &Config{Resolver: silent.LocalAddr().String()}}
+	n.lookedUp.last = map[string]lookedUpAt{"old.example.com.": {[]string{"192.0.2.7"}, time.Now().Add(-2 * lookedUpFor)}}
+	ctx, cancel := context.WithTimeout(t.Context(), 600*time.Millisecond)
+	defer cancel()
+	for range 2 { // the second time, it is not asked
+		if list, err := n.lookUp(ctx, "old.example.com."); err != nil || !slices.Equal(list, []string{"192.0.2.7"}) {
+			t.Errorf("%q, %v", list, err)
+		}
+	}
+	if ctx.Err() != nil {
+		t.Error("no time is left for the probe")
 	}
 }
 

@@ -65,6 +65,7 @@ func (n *Node) setOwnDrain(d admin.SetDrain) (admin.Drain, error) {
 			return admin.Drain{}, err
 		}
 		n.log.Info("drain", "drained", false)
+		n.health.Look(n.id.Name) // and tell the others, whatever its next pulse waits for
 		return admin.Drain{}, nil
 	}
 	s, err := n.drain.set(d.For)
@@ -72,6 +73,7 @@ func (n *Node) setOwnDrain(d admin.SetDrain) (admin.Drain, error) {
 		return admin.Drain{}, err
 	}
 	n.log.Info("drain", "drained", true, "until", s.Until)
+	n.health.Look(n.id.Name)
 	h := n.holdings()
 	return *n.describeDrain(s, n.copies(h), h.waiting().Messages), nil
 }

@@ -200,3 +200,43 @@ func TestSetBackToBeforeTheJoin(t *testing.T) {
 		}
 	})
 }
+
+// A key of the zone that one side of a fork made is lost when that side rejoins: a DS of it must
+// go.
+func TestDifferencesOfSigning(t *testing.T) {
+	t.Parallel()
+	keys := map[string]raftstore.SigningKey{}
+	for _, name := range []string{"k1", "k2"} {
+		public, _, err := raftstore.NewSigningKey(time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys[name] = public
+	}
+	state := func(phase raftstore.SigningPhase, names ...string) *raftstore.State {
+		s := zoneOf(raftstore.Content{})
+		s.Signing.Phase = phase
+		for _, name := range names {
+			s.Signing.Keys = append(s.Signing.Keys, keys[name])
+		}
+		return s
+	}
+	none := state(raftstore.Unsigned)
+	for name, tc := range map[string]struct {
+		own, theirs, base *raftstore.State
+		want              string
+	}{
+		"signed here":            {state(raftstore.Signed, "k1"), none, none, dsOf("msgw.example.com", keys["k1"])},
+		"signed at both":         {state(raftstore.Signed, "k1"), state(raftstore.Signed, "k2"), nil, dsOf("msgw.example.com", keys["k1"])},
+		"rolled over here":       {state(raftstore.NewKey, "k1", "k2"), state(raftstore.Signed, "k1"), state(raftstore.Signed, "k1"), dsOf("msgw.example.com", keys["k2"])},
+		"rolled over there":      {state(raftstore.NewDS, "k1", "k2"), state(raftstore.Signed, "k2"), state(raftstore.NewDS, "k1", "k2"), ""},
+		"switched off here":      {none, state(raftstore.Signed, "k1"), state(raftstore.Signed, "k1"), "sign off"},
+		"switched on there":      {none, state(raftstore.Signed, "k1"), none, ""},
+		"the same at both sides": {state(raftstore.Signed, "k1"), state(raftstore.Signed, "k1"), nil, ""},
+	} {
+		list := differences(tc.own, tc.theirs, tc.base)
+		if tc.want == "" && len(list) != 0 || tc.want != "" && (len(list) != 1 || !strings.Contains(list[0], tc.want)) {
+			t.Errorf("%s: %q, want %q", name, list, tc.want)
+		}
+	}
+}

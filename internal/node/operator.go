@@ -152,7 +152,7 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 		}
 	}
 	if s.Content.MTASTS.Mode == raftstore.STSEnforce {
-		for _, site := range untrusted(s, n.serves()) {
+		for _, site := range untrusted(s, current(s, n.serves())) {
 			trouble("MTA-STS enforce: %s is not known to serve a publicly trusted certificate; senders that hold the policy send it no mail", site)
 		}
 	}
@@ -229,6 +229,9 @@ func (n operator) CA(context.Context) (string, error) { return n.store.State().C
 
 // SetACME changes where certificates come from.
 func (n operator) SetACME(ctx context.Context, a admin.ACME) (admin.Change, error) {
+	if err := checkACME(n.store.State(), raftstore.ACME(a)); err != nil {
+		return admin.Change{}, err
+	}
 	return n.change(ctx, raftstore.SetACME{ACME: raftstore.ACME(a)})
 }
 

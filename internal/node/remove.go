@@ -65,6 +65,7 @@ func (n operator) RemoveNode(ctx context.Context, r admin.RemoveNode) (admin.Rem
 			return admin.Removal{Waiting: waiting}, err
 		}
 	}
+	s = n.store.State() // a machine may have taken a site's place meanwhile
 	sealed, err := n.resealCA(s, raftstore.Node{}, r.Name)
 	if err != nil {
 		return admin.Removal{}, err

@@ -32,6 +32,7 @@ type report struct {
 	Renounced string                 `json:"renounced,omitempty"`
 	You       string                 `json:"you,omitempty"` // server id of who asked, as it is known here
 	Serves    *served                `json:"serves,omitempty"`
+	Unsigned  bool                   `json:"unsigned,omitempty"` // the zone is to be signed, and it cannot
 }
 
 // asking is what a node says of itself when it asks for a report.
@@ -53,7 +54,7 @@ func (n *Node) report() report {
 		h := n.holdings()
 		r.Waiting, r.Copies = h.waiting(), n.copies(h)
 		r.Drain = n.describeDrain(d, r.Copies, r.Waiting.Messages)
-		r.Serves = n.servesItself()
+		r.Serves, r.Unsigned = n.servesItself(), len(n.signingTrouble(s.Signing)) > 0
 		r.Damaged = len(n.journal.Damaged()) + len(n.held.Damaged())
 	}
 	return r

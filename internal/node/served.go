@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/hex"
+	"maps"
 	"sync"
 	"time"
 
@@ -15,6 +16,8 @@ type served struct {
 	Trusted bool     `json:"trusted"`           // it shows a certificate of the ACME directory, in force
 	Account string   `json:"account,omitempty"` // URI of its ACME account; empty: none yet, or not asked for
 	Policy  bool     `json:"policy"`            // it serves the MTA-STS policy
+
+	machine string // SealTo of the node that said it; empty: this one itself
 }
 
 // valid reports whether what another node says can be used.
@@ -48,15 +51,18 @@ type toldAt struct {
 	at time.Time
 }
 
-// note takes down what a node says; nil, from an older version, says nothing.
-func (t *toldServed) note(name string, s *served) {
+// note takes down what a node says, and the machine that it was; nil, from an older version,
+// says nothing.
+func (t *toldServed) note(name, machine string, s *served) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.last == nil {
 		t.last = map[string]toldAt{}
 	}
 	if delete(t.last, name); s != nil && s.valid() {
-		t.last[name] = toldAt{*s, time.Now()}
+		at := toldAt{*s, time.Now()}
+		at.machine = machine
+		t.last[name] = at
 	}
 }
 
@@ -70,6 +76,14 @@ func (t *toldServed) within(age time.Duration) map[string]served {
 			out[name] = s.served
 		}
 	}
+	return out
+}
+
+// current leaves out what was said by a machine whose place another one has taken: that one has
+// keys and an account of its own.
+func current(s *raftstore.State, serves map[string]served) map[string]served {
+	out := maps.Clone(serves)
+	maps.DeleteFunc(out, func(name string, told served) bool { return told.machine != "" && told.machine != s.Nodes[name].SealTo })
 	return out
 }
 

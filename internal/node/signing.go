@@ -173,7 +173,7 @@ func (n operator) withKeys(s *raftstore.State, step raftstore.SignStep, add bool
 	return step, err
 }
 
-// settle notes that all sites have the present phase, if they have.
+// settle notes that all sites have the present phase, if they have, and can sign in it.
 func (n operator) settle(ctx context.Context) error {
 	s := n.store.State()
 	g := s.Signing
@@ -182,6 +182,12 @@ func (n operator) settle(ctx context.Context) error {
 	}
 	if c := n.awaitSites(s.Index); len(c.Missing) > 0 {
 		return nil
+	}
+	for _, name := range s.Sites() {
+		r, err := n.ask(ctx, name)
+		if err != nil || r.Unsigned {
+			return nil
+		}
 	}
 	_, err := n.change(ctx, raftstore.SignReached{Phase: g.Phase, Since: g.Since})
 	return err
@@ -221,7 +227,9 @@ func (n operator) observeParent(ctx context.Context) (wrong []string, err error)
 		}
 		looked++
 		for _, srv := range v.Servers {
-			note.TTL = max(note.TTL, srv.DSTTL)
+			if len(dsDifferences(s.Zone.Name, g, true, delegation.View{Servers: []delegation.Server{srv}})) > 0 {
+				note.TTL = max(note.TTL, srv.DSTTL) // of a DS that has to go
+			}
 			if srv.Error != "" {
 				wrong = append(wrong, fmt.Sprintf("%s (%s), seen from %s: %s", srv.Name, srv.Address, v.Node, srv.Error))
 			}

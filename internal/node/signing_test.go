@@ -325,6 +325,104 @@ func TestRollover(t *testing.T) {
 	})
 }
 
+// A site that has the configuration but cannot open the keys answers unsigned: nothing may
+// depend on its signatures.
+func TestSitesThatCannotSign(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := &wires{listeners: map[string]*pipeListener{}}
+		one, two := siteConfig(dir, 1), siteConfig(dir, 2)
+		if err := Init(one, InitOptions{Zone: "msgw.example.com", MXMode: "tier"}); err != nil {
+			t.Fatal(err)
+		}
+		a := startSite(t, w, one)
+		defer a.stop()
+		within(t, time.Hour, "it leads", func() error { _, err := a.store.Confirm(); return err })
+		if err := joinSite(a, two); err != nil {
+			t.Fatal(err)
+		}
+		b := startSite(t, w, two)
+		defer b.stop()
+		within(t, time.Hour, "both have all", func() error {
+			if c := a.awaitSites(a.store.State().Index); len(c.Missing) > 0 {
+				return fmt.Errorf("not %q", c.Missing)
+			}
+			return nil
+		})
+		op := operator{a.Node}
+		public, key, err := raftstore.NewSigningKey(time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		names, to := recipients(a.store.State(), raftstore.Node{}, "")
+		for _, whole := range []bool{false, true} {
+			g := a.store.State().Signing
+			if g.Phase != raftstore.Unsigned {
+				if _, err := op.change(t.Context(), raftstore.SignStep{From: g.Phase, To: raftstore.Unsigned, Version: g.Version, Force: true}); err != nil {
+					t.Fatal(err)
+				}
+				g = a.store.State().Signing
+			}
+			step := raftstore.SignStep{From: g.Phase, To: raftstore.Signed, Version: g.Version, MaxTTL: 600, Keys: []raftstore.SigningKey{public}}
+			recipients := to[:1]
+			if whole {
+				recipients = to
+			}
+			if step.Sealed, err = sealKeys([]*ecdsa.PrivateKey{key}, g.Version+1, names, recipients); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := op.change(t.Context(), step); err != nil {
+				t.Fatal(err)
+			}
+			if err := op.settle(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if reached := !a.store.State().Signing.Reached.IsZero(); reached != whole {
+				t.Errorf("the other site can open the keys: %v; the phase is reached: %v", whole, reached)
+			}
+		}
+	})
+}
+
+// The TTL of the new DS says nothing of how long resolvers keep the old one.
+func TestDSLifeIsThatOfTheOldDS(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := &wires{listeners: map[string]*pipeListener{}}
+		cfg := siteConfig(dir, 1)
+		if err := Init(cfg, InitOptions{Zone: "msgw.example.com", MXMode: "tier"}); err != nil {
+			t.Fatal(err)
+		}
+		a := startSite(t, w, cfg)
+		defer a.stop()
+		var servers []delegation.Server
+		a.lookParent = func(context.Context, string, []string) (delegation.View, error) {
+			return delegation.View{Parent: "example.com", Servers: servers}, nil
+		}
+		within(t, time.Hour, "it leads", func() error { _, err := a.store.Confirm(); return err })
+		op := operator{a.Node}
+		if _, err := op.Sign(t.Context(), admin.Sign{Want: "on", MaxTTL: 600}); err != nil {
+			t.Fatal(err)
+		}
+		g := a.store.State().Signing
+		right := delegation.Server{Name: "ns1.example.com", DS: []string{dsOf("msgw.example.com", g.Keys[0])}, DSTTL: 300}
+		for _, x := range []struct {
+			other delegation.Server
+			want  uint32
+		}{{delegation.Server{Name: "ns2.example.com", Error: "no answer"}, 0}, {delegation.Server{Name: "ns2.example.com", DS: []string{"1 13 2 AA"}, DSTTL: 7200}, 7200}} {
+			servers = []delegation.Server{right, x.other}
+			if _, err := op.observeParent(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := a.store.State().Signing.DSTTL; got != x.want {
+				t.Errorf("with %+v: %d s, expected %d", x.other, got, x.want)
+			}
+		}
+	})
+}
+
 // A backup that is encrypted has the zone's keys; another one has not, and says so.
 func TestSigningInBackups(t *testing.T) {
 	t.Parallel()

@@ -92,11 +92,12 @@ type prober struct{ n *Node }
 
 // Report asks a node about itself, and compares configurations on the way.
 func (p prober) Report(ctx context.Context, name string) (health.Report, error) {
+	machine := p.n.store.State().Nodes[name].SealTo
 	r, err := p.n.ask(ctx, name)
 	if err != nil {
 		return health.Report{}, err
 	}
-	p.n.told.note(name, r.Serves)
+	p.n.told.note(name, machine, r.Serves)
 	return r.Report, nil
 }
 

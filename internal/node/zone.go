@@ -103,7 +103,7 @@ func buildZone(state *raftstore.State, serves map[string]served, vs []health.Ver
 				Hdr: dns.RR_Header{Name: "_acme-challenge." + host, Rrtype: dns.TypeNS, Class: dns.ClassINET, Ttl: 3600}, Ns: host})
 		}
 	}
-	s.addContent(state, serves)
+	s.addContent(state, current(state, serves))
 	return s
 }
 

@@ -70,13 +70,16 @@ func (n operator) SetZone(ctx context.Context, z admin.ZoneSettings) (admin.Zone
 // when the change is applied: what the sites report, and what the DNS server here can serve.
 func (n *Node) checkContent(s *raftstore.State, c raftstore.Content) error {
 	if c.MTASTS.Mode == raftstore.STSEnforce && s.Content.MTASTS.Mode != raftstore.STSEnforce {
-		if missing := untrusted(s, n.servesWithin(servedNear)); len(missing) > 0 {
+		if missing := untrusted(s, current(s, n.servesWithin(servedNear))); len(missing) > 0 {
 			return admin.Errorf(http.StatusConflict, "senders would send these sites nothing; see `msgw acme`, and use testing until then",
 				"mta-sts enforce: no publicly trusted certificate is known to be served by %s", strings.Join(missing, ", "))
 		}
 	}
 	if slices.Contains(c.CAA.Issue, raftstore.CAAuto) && !slices.Contains(s.Content.CAA.Issue, raftstore.CAAuto) && directoryCA(s.ACME) == "" {
 		return admin.Errorf(http.StatusConflict, "set the directory with `msgw acme` first, or name the CA's domain", "caa auto: the CA of the ACME directory %q is not known", s.ACME.Directory)
+	}
+	if ca := directoryCA(s.ACME); ca != "" && forbids(c.CAA, ca) && !forbids(s.Content.CAA, ca) {
+		return admin.Errorf(http.StatusConflict, "name it as well, or auto", "caa: it forbids %s, the CA of the ACME directory, to renew the certificates of the sites", ca)
 	}
 	with := *s
 	with.Content = c
@@ -89,6 +92,26 @@ func (n *Node) checkContent(s *raftstore.State, c raftstore.Content) error {
 		return proposeError(err)
 	}
 	return admin.Errorf(http.StatusBadRequest, "", "the zone could not be served: %s", strings.ReplaceAll(after.Error(), "\n", "; "))
+}
+
+// checkACME checks whether the zone lets certificates of another directory be used.
+func checkACME(s *raftstore.State, a raftstore.ACME) error {
+	if a.Directory == s.ACME.Directory {
+		return nil
+	}
+	if s.Content.MTASTS.Mode == raftstore.STSEnforce {
+		return admin.Errorf(http.StatusConflict, "set mta-sts to testing, and wait as long as senders keep the policy",
+			"mta-sts is enforce: until the sites have certificates of another directory, senders would send them nothing")
+	}
+	if ca := directoryCA(a); ca != "" && forbids(s.Content.CAA, ca) {
+		return admin.Errorf(http.StatusConflict, "name it with `msgw dns set --caa` first", "the CAA records of the zone forbid %s, the CA of this directory, to issue certificates", ca)
+	}
+	return nil
+}
+
+// forbids reports whether CAA records forbid a CA to issue certificates (RFC 8659 section 4.2).
+func forbids(c raftstore.CAA, ca string) bool {
+	return len(c.Issue) > 0 && !slices.Contains(c.Issue, raftstore.CAAuto) && !slices.Contains(c.Issue, ca)
 }
 
 // untrusted returns the sites that are not known to serve a publicly trusted certificate.
