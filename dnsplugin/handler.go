@@ -160,7 +160,15 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 			return h.sendPrepared(ctx, w, r, a, ix, client, udp, now)
 		}
 	}
-	m, outside := h.replyFrom(ix, r, cookie, key.drawn[:key.hosts])
+	// An answer over the rate is found out before it is signed.
+	verdict, asked := rateSend, !udp || cookie.valid
+	allow := func(m *dns.Msg) bool {
+		if !asked {
+			verdict, asked = h.limiter.account(client, kindOf(m), now), true
+		}
+		return verdict == rateSend
+	}
+	m, outside := h.replyFrom(ix, r, cookie, key.drawn[:key.hosts], allow)
 	if outside && h.next != nil {
 		return plugin.NextOrFailure(pluginName, h.next, ctx, w, r)
 	}
@@ -170,15 +178,14 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	}
 	counts := h.core.of(ctx, zone, client, !udp, r, m.Rcode)
 	counts.request(r)
-	if udp && !cookie.valid {
-		switch h.limiter.account(client, kindOf(m), now) {
-		case rateDrop:
-			h.limited(client, now, "dropped")
-			return dns.RcodeSuccess, nil
-		case rateTruncate:
-			h.limited(client, now, "truncated")
-			m = truncated(m)
-		}
+	allow(m)
+	switch verdict {
+	case rateDrop:
+		h.limited(client, now, "dropped")
+		return dns.RcodeSuccess, nil
+	case rateTruncate:
+		h.limited(client, now, "truncated")
+		m = truncated(m)
 	}
 	length := fit(m, size)
 	if prepare {
@@ -256,11 +263,12 @@ func (h *Handler) limited(client netip.Addr, now time.Time, action string) {
 // reply makes the reply to r; outside says that r is about a name outside the zone.
 // A panic below is one query's SERVFAIL: the process takes mail too.
 func (h *Handler) reply(r *dns.Msg, c cookie) (m *dns.Msg, outside bool) {
-	return h.replyFrom(h.index(), r, c, nil)
+	return h.replyFrom(h.index(), r, c, nil, nil)
 }
 
-// replyFrom makes it from one version of the zone and, if it is drawn, with drawn.
-func (h *Handler) replyFrom(ix *index, r *dns.Msg, c cookie, drawn []placed) (m *dns.Msg, outside bool) {
+// replyFrom makes it from one version of the zone and, if it is drawn, with drawn. For allow
+// see answer.
+func (h *Handler) replyFrom(ix *index, r *dns.Msg, c cookie, drawn []placed, allow func(*dns.Msg) bool) (m *dns.Msg, outside bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			m, outside = newReply(r), false
@@ -282,7 +290,7 @@ func (h *Handler) replyFrom(ix *index, r *dns.Msg, c cookie, drawn []placed) (m 
 	case !dns.IsSubDomain(ix.name, r.Question[0].Name):
 		m.Rcode, outside = dns.RcodeRefused, true
 	default:
-		h.answer(ix, m, r, drawn)
+		h.answer(ix, m, r, drawn, allow)
 	}
 	h.addOPT(m, r, c)
 	return m, outside

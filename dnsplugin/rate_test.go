@@ -1,6 +1,7 @@
 package dnsplugin
 
 import (
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -154,3 +155,27 @@ func (w *answerTo) Write(b []byte) (int, error) {
 }
 
 func (w *answerTo) WriteMsg(m *dns.Msg) error { w.m = m; return nil }
+
+// A flood of names that do not exist makes no signatures beyond the rate.
+func TestRateBoundsSigning(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h, err := New(Options{Source: sourceOf(signed(t, twoHosts())), Log: slog.New(slog.DiscardHandler), Rate: Rate{PerSecond: 5, Slip: 2}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 200 {
+			w := &answerTo{from: netip.MustParseAddr("192.0.2.77"), network: "udp"}
+			q := secure(question(fmt.Sprintf("n%d.gw.example.org.", i), "A"), i%2 == 0)
+			if _, err := h.ServeDNS(t.Context(), w, q); err != nil {
+				t.Fatal(err)
+			}
+			if w.m != nil && w.m.Truncated && len(w.m.Ns) > 0 {
+				t.Errorf("a truncated answer has %v", w.m.Ns)
+			}
+		}
+		if n := len(h.signer.denied.young); n > 5 {
+			t.Errorf("%d denials were signed, 5 answers went out", n)
+		}
+	})
+}

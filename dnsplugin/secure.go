@@ -9,8 +9,10 @@ import (
 )
 
 // answer resolves the question of m and signs the answer if the zone is signed. The name
-// is in the zone; r is the query.
-func (h *Handler) answer(ix *index, m, r *dns.Msg, drawn []placed) {
+// is in the zone; r is the query. Signatures may have to be made, so that allow is asked
+// before: if it does not allow m, the answer will not be sent and is not signed. nil allows
+// everything.
+func (h *Handler) answer(ix *index, m, r *dns.Msg, drawn []placed, allow func(*dns.Msg) bool) {
 	if ix.signing == nil {
 		h.resolve(ix, m, drawn)
 		return
@@ -21,11 +23,20 @@ func (h *Handler) answer(ix *index, m, r *dns.Msg, drawn []placed) {
 	case qtype == dns.TypeNXNAME: // RFC 9824 section 3.5
 		m.Rcode = dns.RcodeFormatError
 		return
-	case (qtype == dns.TypeNSEC || qtype == dns.TypeRRSIG) && h.explicit(ix, m, do):
-		return
+	case qtype == dns.TypeNSEC || qtype == dns.TypeRRSIG:
+		name := dns.CanonicalName(m.Question[0].Name)
+		if ix.cutAt(name) == nil && h.exists(ix, name) {
+			if allow == nil || allow(m) {
+				h.explicit(ix, m, do)
+			}
+			return
+		}
 	}
 	h.resolve(ix, m, drawn)
 	if !do { // RFC 4035 section 3.1
+		return
+	}
+	if allow != nil && !allow(m) {
 		return
 	}
 	referral := len(m.Ns) > 0 && m.Ns[0].Header().Rrtype == dns.TypeNS
@@ -43,14 +54,9 @@ func (h *Handler) answer(ix *index, m, r *dns.Msg, drawn []placed) {
 
 // explicit answers a question for NSEC or RRSIG at a name that exists with the one NSEC
 // record that it has here and its signature; the other signatures come with their sets.
-func (h *Handler) explicit(ix *index, m *dns.Msg, do bool) bool {
-	owner := m.Question[0].Name
-	name := dns.CanonicalName(owner)
-	if ix.cutAt(name) != nil || !h.exists(ix, name) {
-		return false
-	}
+func (h *Handler) explicit(ix *index, m *dns.Msg, do bool) {
 	m.Authoritative = true
-	nsec := h.nsec(ix, owner, true)
+	nsec := h.nsec(ix, m.Question[0].Name, true)
 	sigs := h.signer.sign(ix, nsec)
 	switch {
 	case m.Question[0].Qtype == dns.TypeRRSIG:
@@ -60,7 +66,6 @@ func (h *Handler) explicit(ix *index, m *dns.Msg, do bool) bool {
 	default:
 		m.Answer = nsec
 	}
-	return true
 }
 
 // secureReferral adds to a referral the DS of the delegation or the proof that there is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -56,6 +57,9 @@ func (z *zone) run(ctx context.Context) error {
 		config, verdict := z.n.store.Changed(), z.n.health.Changed()
 		vs, settled, fresh := z.n.health.Verdicts()
 		s := z.build(vs, settled, fresh)
+		if old := z.snap.Load(); reflect.DeepEqual(s.zone, old.zone) {
+			s.zone = old.zone // what answers are kept of it stays
+		}
 		z.snap.Store(s)
 		if err := s.zone.Check(); err != nil && err.Error() != faults {
 			faults = err.Error()
