@@ -396,6 +396,9 @@ func (d *director) rot() {
 		return
 	}
 	names := h.disk.Names()
+	if len(names) == 0 {
+		return // it has not held a message yet
+	}
 	name := names[d.intN(len(names))]
 	if strings.HasSuffix(name, ".json") {
 		return // an operator's matter
