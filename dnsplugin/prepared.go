@@ -36,8 +36,8 @@ type preparedAnswer struct {
 	first   prometheus.Counter // nil: nothing was drawn
 }
 
-// preparedTypes are the types whose answers follow from version and draw alone. TXT does
-// not: challenges come and go.
+// preparedType reports whether answers of a type follow from version and draw alone. Those
+// for TXT do not: challenges come and go.
 func preparedType(qtype uint16) bool {
 	switch qtype {
 	case dns.TypeMX, dns.TypeA, dns.TypeAAAA, dns.TypeNS, dns.TypeSOA, dns.TypeDNSKEY, dns.TypeTLSA, dns.TypeCAA:

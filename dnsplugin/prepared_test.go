@@ -120,7 +120,7 @@ func TestPreparedIsBounded(t *testing.T) {
 	}
 }
 
-// A prepared answer costs one small allocation: the context of a query that is counted.
+// A prepared answer allocates hardly anything.
 func TestPreparedAllocations(t *testing.T) {
 	z := twoHosts()
 	z.Hosts[0].Weight, z.Hosts[1].Weight = 3, 1

@@ -71,15 +71,5 @@ func probeHello(ctx context.Context, address, self string) error {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if self == "" {
-		self = literal(conn.LocalAddr())
-	}
-	c := smtp.NewClient(conn)
-	if err := c.Hello(self); err != nil {
-		return fmt.Errorf("EHLO: %w", err)
-	}
-	if err := c.Quit(); err != nil {
-		return fmt.Errorf("QUIT: %w", err)
-	}
-	return nil
+	return hello(smtp.NewClient(conn), conn, self)
 }

@@ -3,6 +3,7 @@ package health
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -36,6 +37,11 @@ func ProbeSMTP(ctx context.Context, address, host, self string) error {
 	if err != nil {
 		return fmt.Errorf("STARTTLS: %w", err)
 	}
+	return cmp.Or(hello(c, conn, self), named)
+}
+
+// hello says EHLO and QUIT.
+func hello(c *smtp.Client, conn net.Conn, self string) error {
 	if self == "" {
 		self = literal(conn.LocalAddr())
 	}
@@ -45,7 +51,7 @@ func ProbeSMTP(ctx context.Context, address, host, self string) error {
 	if err := c.Quit(); err != nil {
 		return fmt.Errorf("QUIT: %w", err)
 	}
-	return named
+	return nil
 }
 
 // literal is what a host without a name says in EHLO (RFC 5321 section 4.1.3).

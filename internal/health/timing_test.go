@@ -222,7 +222,7 @@ func peerPathCut(port string) error {
 	return nil
 }
 
-// A site that restarts is put last at once, and comes back after the hold.
+// Looking at a site that is well, however often, does nothing to it.
 func TestLookIsHarmless(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -301,6 +301,34 @@ func TestOldAnswersDoNotCount(t *testing.T) {
 		<-done
 		if _, you := states(m); you != Drained {
 			t.Errorf("an older answer made it %s", you)
+		}
+	})
+}
+
+// Out of reach is what fails three times in a row, not now and then: where the peer path is
+// cut, one lost packet in a while is no outage.
+func TestOutOfReachIsInARow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := fine()
+		m := monitor(w, false)
+		rounds(m, 12)
+		w.set(func(w *world) { delete(w.reports, "you") })
+		for i := range 20 {
+			w.set(func(w *world) { w.smtp["you:25"] = i%3 == 0 })
+			time.Sleep(m.opt.Interval)
+			m.pulse(t.Context())
+			if !m.seen["you"].gone.good() {
+				t.Fatalf("out of reach after %d pulses, of which every third was answered", i+1)
+			}
+		}
+		w.set(func(w *world) { delete(w.smtp, "you:25") })
+		for range 3 {
+			time.Sleep(m.opt.Interval)
+			m.pulse(t.Context())
+		}
+		if m.seen["you"].gone.good() {
+			t.Error("in reach after three failures in a row")
 		}
 	})
 }
