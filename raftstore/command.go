@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 	"time"
 
 	"msgw/internal/seal"
@@ -331,6 +332,11 @@ func (SetACME) op() string { return "acme" }
 func (ch SetACME) apply(s *State, _ Command) error {
 	if d := ch.ACME.Directory; d != "" && !strings.HasPrefix(d, "https://") {
 		return rejectf("invalid", "ACME directory %q: expected an https URL", d)
+	}
+	for what, v := range map[string]string{"profile": ch.ACME.Profile, "chain": ch.ACME.Chain, "e-mail address": ch.ACME.Email} {
+		if len(v) > 200 || strings.ContainsFunc(v, unicode.IsControl) {
+			return rejectf("invalid", "ACME %s %.80q: expected one line of at most 200 octets", what, v)
+		}
 	}
 	s.ACME = ch.ACME
 	return nil

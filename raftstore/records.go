@@ -108,6 +108,7 @@ func newNames(s *State) *names {
 			}
 		}
 	}
+	z.reserved["_acme-challenge."+z.zone] = "where the certificates of hosts outside of the zone are proven"
 	if s.Content.MTASTS.Mode != "" {
 		z.reserved["_mta-sts."+z.zone], z.reserved["mta-sts."+z.zone] = "part of MTA-STS", "part of MTA-STS"
 	}

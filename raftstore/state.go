@@ -138,7 +138,9 @@ type CA struct {
 type ACME struct {
 	Directory string `json:"directory,omitempty"`
 	Email     string `json:"email,omitempty"`
-	Roots     string `json:"roots,omitempty"` // PEM that the directory's own certificate is checked against
+	Roots     string `json:"roots,omitempty"`   // PEM that the directory's own certificate is checked against
+	Profile   string `json:"profile,omitempty"` // of the directory's; empty: its default
+	Chain     string `json:"chain,omitempty"`   // common name of an issuer that the chain is to have, if there is a choice
 }
 
 // Copies says how the sites keep copies for each other. Zero fields mean the defaults.

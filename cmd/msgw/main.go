@@ -108,7 +108,7 @@ restore from a backup, and then runs with serve. All other commands talk to the 
 		&cobra.Group{ID: "disaster", Title: "When a site is lost:"},
 		&cobra.Group{ID: "try", Title: "Try it:"})
 	root.AddCommand(serveCommand(), initCommand(), joinCommand(), restoreCommand(),
-		inviteCommand(), statusCommand(), mailboxCommand(), nodeCommand(), copiesCommand(), journalCommand(), backupCommand(), verifyCommand(), dnsCommand(), acmeCommand(), caCommand(),
+		inviteCommand(), statusCommand(), mailboxCommand(), nodeCommand(), copiesCommand(), journalCommand(), backupCommand(), verifyCommand(), dnsCommand(), acmeCommand(), certCommand(), caCommand(),
 		recoverCommand(), yieldCommand(), rejoinCommand(), labCommand(), versionCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	strictArgs(root)

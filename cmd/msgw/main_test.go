@@ -234,11 +234,12 @@ func cmdRetry(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// cmdShows repeats a command that works until it prints a text: shows TEXT COMMAND...
-func cmdShows(ts *testscript.TestScript, _ bool, args []string) {
+// cmdShows repeats a command that works until it prints a text, or does not any more:
+// [!] shows TEXT COMMAND...
+func cmdShows(ts *testscript.TestScript, neg bool, args []string) {
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		ts.Check(ts.Exec(args[1], args[2:]...))
-		if got := ts.ReadFile("stdout"); strings.Contains(got, args[0]) {
+		if got := ts.ReadFile("stdout"); strings.Contains(got, args[0]) != neg {
 			return
 		} else if time.Now().After(end) {
 			ts.Fatalf("%s: %s", strings.Join(args, " "), got)

@@ -190,11 +190,14 @@ func acmeCommand() *cobra.Command {
 	c := &cobra.Command{Use: "acme [DIRECTORY]", Short: "Set where publicly trusted certificates come from", GroupID: "operate", Args: cobra.MaximumNArgs(1),
 		Long: `Set the ACME directory from which every site gets a certificate for its own host name,
 answering the challenge through its own DNS. Without a directory, go back to the
-certificates of the appliance's own CA.`,
+certificates of the appliance's own CA. What a node alone has to know, as the binding of its
+account to one that the CA knows, is in its configuration file.`,
 		Example: "  msgw acme https://acme-v02.api.letsencrypt.org/directory --email admin@example.com"}
 	dir := addDir(c)
 	var a admin.ACME
 	c.Flags().StringVar(&a.Email, "email", "", "address for the ACME account")
+	c.Flags().StringVar(&a.Profile, "profile", "", "profile of the directory's that certificates are ordered by")
+	c.Flags().StringVar(&a.Chain, "chain", "", "common name of an issuer that the chain is to have, where the CA offers more than one")
 	roots := c.Flags().String("root", "", "PEM file that the directory's own certificate is checked against")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
@@ -208,7 +211,7 @@ certificates of the appliance's own CA.`,
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(c.OutOrStdout(), "set; `msgw status` shows which certificate is served")
+		fmt.Fprintln(c.OutOrStdout(), "set; `msgw cert list` shows what is served and what is ordered")
 		printChange(c.OutOrStdout(), ch)
 		return nil
 	}

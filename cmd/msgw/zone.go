@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -192,12 +193,6 @@ func printNotes(w io.Writer, notes []string) {
 }
 
 func printZone(w io.Writer, z admin.ZoneSettings) error {
-	or := func(v, otherwise string) string {
-		if v == "" {
-			return otherwise
-		}
-		return v
-	}
 	var ns []string
 	for _, n := range z.NameServers {
 		if n.Site != "" {
@@ -216,9 +211,9 @@ func printZone(w io.Writer, z admin.ZoneSettings) error {
 		wild = "deny"
 	}
 	if err := table(w, [][]string{{"SETTING", "VALUE"},
-		{"ns", or(strings.Join(ns, ","), "default (the sites' host names)")}, {"apex", or(strings.Join(z.Apex, ","), off)},
-		{"caa", or(strings.Join(z.CAA.Issue, ","), off)}, {"caa-wildcards", wild}, {"caa-iodef", or(z.CAA.Iodef, off)}, {"caa-accounts", yesNo(z.CAA.Accounts)},
-		{"tlsa", tlsa}, {"mta-sts", or(z.MTASTS.Mode, off)}, {"mta-sts-max-age", age}, {"tls-reports", or(strings.Join(z.TLSReports, ","), off)},
+		{"ns", cmp.Or(strings.Join(ns, ","), "default (the sites' host names)")}, {"apex", cmp.Or(strings.Join(z.Apex, ","), off)},
+		{"caa", cmp.Or(strings.Join(z.CAA.Issue, ","), off)}, {"caa-wildcards", wild}, {"caa-iodef", cmp.Or(z.CAA.Iodef, off)}, {"caa-accounts", yesNo(z.CAA.Accounts)},
+		{"tlsa", tlsa}, {"mta-sts", cmp.Or(z.MTASTS.Mode, off)}, {"mta-sts-max-age", age}, {"tls-reports", cmp.Or(strings.Join(z.TLSReports, ","), off)},
 		{"records", strconv.Itoa(len(z.Records))}, {"exchanges", strconv.Itoa(len(z.Exchanges))}}); err != nil {
 		return err
 	}

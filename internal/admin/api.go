@@ -33,6 +33,7 @@ type Node interface {
 	SetMailboxPolicy(ctx context.Context, id, policy string) (Change, error)
 	Adopt(ctx context.Context, node string) (Copies, error)
 	Zones
+	Certified
 	Journals
 	// Release lets a quarantined message be listed again.
 	Release(ctx context.Context, id string) error
@@ -146,11 +147,15 @@ type CopySettings struct {
 // Cert is a certificate that this node holds.
 type Cert struct {
 	Names    []string  `json:"names"`
-	Source   string    `json:"source"` // cluster CA, ACME or peer
-	Issuer   string    `json:"issuer"`
-	NotAfter time.Time `json:"not_after"`
+	Source   string    `json:"source"` // cluster CA, self-signed, ACME, file or peer
+	Issuer   string    `json:"issuer"` // empty: none is held yet
+	NotAfter time.Time `json:"not_after,omitzero"`
+	Key      string    `json:"key,omitempty"` // SHA-256 of its public key, as in TLSA records
 	Served   bool      `json:"served"`
-	Trouble  string    `json:"trouble,omitempty"`
+	Trouble  string    `json:"trouble,omitempty"`     // what a person should look at
+	Last     time.Time `json:"last_attempt,omitzero"` // when it was last ordered
+	Error    string    `json:"last_error,omitempty"`  // why that failed
+	Next     time.Time `json:"next_attempt,omitzero"` // when it is ordered next
 }
 
 // MX is what the zone says of one host now.
@@ -277,7 +282,9 @@ type Change struct {
 type ACME struct {
 	Directory string `json:"directory"`
 	Email     string `json:"email,omitempty"`
-	Roots     string `json:"roots,omitempty"` // PEM
+	Roots     string `json:"roots,omitempty"`   // PEM
+	Profile   string `json:"profile,omitempty"` // of the directory's
+	Chain     string `json:"chain,omitempty"`   // common name of an issuer that the chain is to have, if there is a choice
 }
 
 // Invite asks for a token.

@@ -167,6 +167,22 @@ func (c *Client) SetACME(ctx context.Context, a ACME) (Change, error) {
 	return ask[Change](ctx, c, "POST", "/v1/acme", a)
 }
 
+func (c *Client) Certificates(ctx context.Context, others bool) ([]Certificates, error) {
+	return ask[[]Certificates](ctx, c, "GET", fmt.Sprintf("/v1/certificates?others=%t", others), nil)
+}
+
+func (c *Client) RenewCertificates(ctx context.Context, r RenewCertificates) (Certificates, error) {
+	return ask[Certificates](ctx, c, "POST", "/v1/certificates/renew", r)
+}
+
+func (c *Client) RollOverKey(ctx context.Context, r RollOverKey) (Certificates, error) {
+	return ask[Certificates](ctx, c, "POST", "/v1/certificates/rollover", r)
+}
+
+func (c *Client) CheckCertificates(ctx context.Context) (CertificateCheck, error) {
+	return ask[CertificateCheck](ctx, c, "GET", "/v1/certificates/check", nil)
+}
+
 func (c *Client) CA(ctx context.Context) (string, error) {
 	return ask[string](ctx, c, "GET", "/v1/ca", nil)
 }

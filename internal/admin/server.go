@@ -65,6 +65,7 @@ func Handler(n Node, log *slog.Logger) http.Handler {
 	post(mux, "POST /v1/copies", log, func(ctx context.Context, _ *http.Request, c CopySettings) (any, error) {
 		return n.SetCopies(ctx, c)
 	})
+	certificates(mux, n, log)
 	post(mux, "POST /v1/acme", log, func(ctx context.Context, _ *http.Request, a ACME) (any, error) { return n.SetACME(ctx, a) })
 	get(mux, "GET /v1/ca", log, func(ctx context.Context, _ *http.Request) (any, error) { return n.CA(ctx) })
 	post(mux, "POST /v1/invites", log, func(ctx context.Context, _ *http.Request, i Invite) (any, error) { return n.Invite(ctx, i) })

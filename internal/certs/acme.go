@@ -2,14 +2,16 @@ package certs
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
+	"net"
+	"net/http"
+	"net/netip"
+	"path"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -17,193 +19,222 @@ import (
 	"go.uber.org/zap"
 )
 
-// account gets and renews certificates from one ACME directory. Account and keys
-// are this node's own; the challenge name of its host is delegated to it alone, so
-// its own DNS answers every challenge.
+// ACME says where publicly trusted certificates come from, for every site; no directory:
+// nowhere.
+type ACME struct {
+	Directory string // URL
+	Email     string
+	Roots     string // PEM that the directory's own certificate is checked against; empty: the system's
+	Profile   string // of the directory's; empty: its default
+	Chain     string // common name of an issuer that the chain is to have, if there is a choice
+}
+
+// Own is what is said of ACME for this node alone.
+type Own struct {
+	// Challenge is how its host names are proven: dns-01 (also if empty), http-01 or
+	// tls-alpn-01. Names that sites share are always proven by dns-01.
+	Challenge string
+	HTTP      string // address of the port that http-01 is answered at
+	HTTPS     string // address of the port that tls-alpn-01 is answered at
+	// KeyID and MAC bind the account to one that the CA knows (RFC 8555 section 7.3.4).
+	KeyID, MAC string
+}
+
+// orderTime bounds an order from its first to its last request.
+const orderTime = 10 * time.Minute
+
+// account orders certificates from one ACME directory. Account and keys are this node's
+// own; the challenge name of its host is delegated to it alone, so its own DNS answers
+// every challenge.
 type account struct {
 	settings ACME
-	issuer   *certmagic.ACMEIssuer
+	storage  *storage
 	cache    *certmagic.Cache
-	config   *certmagic.Config
-	stored   map[string]*tls.Certificate // what it had got before; served until cache holds it again
-	managed  bool                        // certificates are got and renewed; only Run looks at it
-	cancel   context.CancelFunc          // ends that; nil before it has begun
-
-	mu   sync.Mutex
-	last string // the last failure; empty after a success
+	hosts    orders // of this node's host names
+	shared   orders // of names that the sites share
+	ctx      context.Context
+	cancel   context.CancelFunc // ends every order
 }
 
-// followACME starts, changes or stops ACME as the settings say.
-func (m *Manager) followACME(ctx context.Context) {
-	want := m.opt.ACME()
-	m.mu.Lock()
-	have := m.acme
-	m.mu.Unlock()
-	if have != nil && have.settings == want || have == nil && want.Directory == "" {
-		return
-	}
-	m.stopACME()
-	if want.Directory == "" {
-		return
-	}
-	a, err := m.newAccount(ctx, want)
-	if err != nil {
-		m.opt.Log.Error("ACME settings cannot be used", "directory", want.Directory, "err", err)
-		return
-	}
-	m.mu.Lock()
-	m.acme = a
-	m.mu.Unlock()
+// orders is how certificates of one kind are ordered.
+type orders struct {
+	config *certmagic.Config
+	issuer *certmagic.ACMEIssuer
 }
 
-// manageACME gets what is not held yet, and renews, from the first call on.
-func (m *Manager) manageACME(ctx context.Context) {
-	m.mu.Lock()
-	a := m.acme
-	m.mu.Unlock()
-	if a == nil || a.managed {
-		return
-	}
-	a.managed = true
-	ctx, a.cancel = context.WithCancel(ctx)
-	if err := a.config.ManageAsync(ctx, m.opt.Names); err != nil {
-		m.opt.Log.Error("certificates cannot be renewed", "directory", a.settings.Directory, "err", err)
-	}
-}
+// keyFunc is a certmagic.KeyGenerator.
+type keyFunc func() (crypto.Signer, error)
 
-func (m *Manager) stopACME() {
-	m.mu.Lock()
-	a := m.acme
-	m.acme = nil
-	m.mu.Unlock()
-	if a == nil {
-		return
-	}
-	if a.cancel != nil {
-		a.cancel()
-	}
-	a.cache.Stop()
-}
+// GenerateKey returns the key to order with.
+func (f keyFunc) GenerateKey() (crypto.PrivateKey, error) { return f() }
 
-// newAccount opens an account and loads what it has got before.
-func (m *Manager) newAccount(ctx context.Context, s ACME) (*account, error) {
-	a := &account{settings: s}
-	quiet := zap.NewNop() // events say what there is to say
-	a.cache = certmagic.NewCache(certmagic.CacheOptions{Logger: quiet,
-		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return a.config, nil }})
-	a.config = certmagic.New(a.cache, certmagic.Config{
-		Storage: &certmagic.FileStorage{Path: filepath.Join(m.opt.Dir, "acme")},
-		// The same key over renewals keeps TLSA records true, and leaves no moment
-		// when key and certificate on disk do not match.
-		ReusePrivateKeys: true,
-		KeySource:        m,
-		OCSP:             certmagic.OCSPConfig{DisableStapling: true},
-		Logger:           quiet,
-		OnEvent: func(_ context.Context, event string, data map[string]any) error {
-			m.acmeEvent(a, event, data)
-			return nil
-		},
-	})
-	issuer := certmagic.ACMEIssuer{CA: s.Directory, Email: s.Email, Agreed: true, Resolver: m.opt.Resolver,
-		DNS01Solver: &m.dns, DisableHTTPChallenge: true, DisableTLSALPNChallenge: true,
-		CertObtainTimeout: 5 * time.Minute, Logger: quiet}
+func (m *Manager) newAccount(s ACME) (*account, error) {
+	a := &account{settings: s, storage: m.storage}
+	template := certmagic.ACMEIssuer{CA: s.Directory, Email: s.Email, Agreed: true, Profile: s.Profile, Resolver: m.opt.Resolver,
+		CertObtainTimeout: orderTime / 2, Logger: zap.NewNop()} // what there is to say is returned
+	if s.Email == "" {
+		template.Email = " " // none; certmagic would look for one elsewhere, at last at the terminal
+	}
+	if s.Chain != "" {
+		template.PreferredChains.AnyCommonName = []string{s.Chain}
+	}
+	if m.opt.Own.KeyID != "" {
+		template.ExternalAccount = &acme.EAB{KeyID: m.opt.Own.KeyID, MACKey: m.opt.Own.MAC}
+	}
 	if s.Roots != "" {
-		issuer.TrustedRoots = x509.NewCertPool()
-		if !issuer.TrustedRoots.AppendCertsFromPEM([]byte(s.Roots)) {
-			a.cache.Stop()
-			return nil, fmt.Errorf("roots: expected certificates in PEM")
+		template.TrustedRoots = x509.NewCertPool()
+		if !template.TrustedRoots.AppendCertsFromPEM([]byte(s.Roots)) {
+			return nil, errors.New("roots: expected certificates in PEM")
 		}
 	}
-	a.issuer = certmagic.NewACMEIssuer(a.config, issuer)
-	a.config.Issuers = []certmagic.Issuer{a.issuer}
-	a.stored = map[string]*tls.Certificate{}
-	for _, name := range m.opt.Names {
-		c, err := a.config.CacheManagedCertificate(ctx, name)
-		if err == nil {
-			a.stored[name] = &c.Certificate
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			m.opt.Log.Error("a certificate that was obtained cannot be loaded", "name", name, "err", err)
-		}
-		// What the cache holds already, ManageAsync does not look at: whether it is due.
-		a.cache.RemoveManaged([]certmagic.SubjectIssuer{{Subject: name}})
+	a.ctx, a.cancel = context.WithCancel(context.Background())
+	// Nothing is put into the cache: what is served and when it is renewed is said here.
+	a.cache = certmagic.NewCache(certmagic.CacheOptions{Logger: zap.NewNop(),
+		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return a.hosts.config, nil }})
+	hosts, shared := template, template
+	switch own := m.opt.Own; own.Challenge {
+	case "http-01":
+		hosts.DisableTLSALPNChallenge = true
+		hosts.ListenHost, hosts.AltHTTPPort = split(own.HTTP)
+	case "tls-alpn-01":
+		hosts.DisableHTTPChallenge = true
+		hosts.ListenHost, hosts.AltTLSALPNPort = split(own.HTTPS)
+	default:
+		hosts.DNS01Solver = ownSolver{m}
 	}
+	shared.DNS01Solver = sharedSolver{m}
+	a.hosts = a.orders(m.orderKey, hosts)
+	a.shared = a.orders(func() (crypto.Signer, error) { return m.keys.load(sharedKey) }, shared)
 	return a, nil
 }
 
-func (m *Manager) acmeEvent(a *account, event string, data map[string]any) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	switch event {
-	case "cert_obtained":
-		a.last = ""
-		m.opt.Log.Info("certificate obtained", "name", data["identifier"], "renewal", data["renewal"])
-	case "cert_failed":
-		a.last = fmt.Sprint(data["error"])
-		m.opt.Log.Error("certificate not obtained; it is tried again", "name", data["identifier"], "err", data["error"])
-	}
+func (a *account) orders(key keyFunc, template certmagic.ACMEIssuer) orders {
+	// Keys are not certmagic's: it stores key, certificate and description one after the
+	// other, and deletes the first two if the third cannot be stored.
+	config := certmagic.New(a.cache, certmagic.Config{Storage: a.storage, KeySource: key, Logger: zap.NewNop(),
+		OCSP: certmagic.OCSPConfig{DisableStapling: true}})
+	issuer := certmagic.NewACMEIssuer(config, template)
+	config.Issuers = []certmagic.Issuer{issuer}
+	return orders{config, issuer}
 }
 
-func (a *account) trouble() string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.last
+func split(address string) (host string, port int) {
+	ap, _ := netip.ParseAddrPort(address) // checked with the configuration
+	return ap.Addr().String(), int(ap.Port())
 }
 
-// held returns the newest certificate for a name, expired or not, or nil.
-func (a *account) held(name string) *tls.Certificate {
-	var best *tls.Certificate
-	for _, c := range a.cache.AllMatchingCertificates(name) {
-		if c.Leaf != nil && (best == nil || c.Leaf.NotAfter.After(best.Leaf.NotAfter)) {
-			best = &c.Certificate
-		}
-	}
-	if best == nil {
-		return a.stored[name]
-	}
-	return best
+func (a *account) stop() {
+	a.cancel()
+	a.cache.Stop()
 }
 
-// challenges answers DNS-01 (RFC 8555 section 8.4) through this node's own DNS. It
-// is an acmez.Solver.
-type challenges struct {
-	mu     sync.Mutex
-	values map[string][]string
-}
-
-func challengeName(c acme.Challenge) string {
-	return strings.ToLower(strings.TrimSuffix(c.DNS01TXTRecordName(), ".")) + "."
-}
-
-// Present puts a value into the DNS.
-func (s *challenges) Present(_ context.Context, c acme.Challenge) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	name := challengeName(c)
-	s.values[name] = append(s.values[name], c.DNS01KeyAuthorization())
-	return nil
-}
-
-// CleanUp takes it out again.
-func (s *challenges) CleanUp(_ context.Context, c acme.Challenge) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	name, value := challengeName(c), c.DNS01KeyAuthorization()
-	var rest []string
-	for _, v := range s.values[name] {
-		if v != value {
-			rest = append(rest, v)
-		}
-	}
-	if len(rest) == 0 {
-		delete(s.values, name)
+// order gets a certificate for a name, and returns its chain in PEM.
+func (o orders) order(ctx context.Context, name string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, orderTime)
+	defer cancel()
+	var err error
+	if o.config.Storage.Exists(ctx, certmagic.StorageKeys.SiteCert(o.issuer.IssuerKey(), name)) {
+		err = o.config.RenewCertSync(ctx, name, true) // it tells the CA what is replaced (RFC 9773 section 5)
 	} else {
-		s.values[name] = rest
+		err = o.config.ObtainCertSync(ctx, name)
 	}
-	return nil
+	if err != nil {
+		return nil, plain(err)
+	}
+	return o.chain(ctx, name)
 }
 
-func (s *challenges) get(name string) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.values[name]
+func (o orders) chain(ctx context.Context, name string) ([]byte, error) {
+	return o.config.Storage.Load(ctx, certmagic.StorageKeys.SiteCert(o.issuer.IssuerKey(), name))
+}
+
+// renewalInfo asks the CA when it would have a certificate renewed (RFC 9773).
+func (o orders) renewalInfo(ctx context.Context, leaf *x509.Certificate) (acme.RenewalInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var c certmagic.Certificate
+	c.Leaf = leaf
+	return o.issuer.GetRenewalInfo(ctx, c)
+}
+
+// plain is an error of an order in one line, without what is said twice.
+func plain(err error) error {
+	var p acme.Problem
+	if errors.As(err, &p) {
+		text := p.Detail
+		for _, sub := range p.Subproblems {
+			text += fmt.Sprintf("; %s: %s", sub.Identifier.Value, sub.Detail)
+		}
+		return &refusedError{Type: strings.TrimPrefix(p.Type, acme.ProblemTypeNamespace), Detail: strings.Join(strings.Fields(text), " ")}
+	}
+	return err
+}
+
+// refusedError is the CA's word that there is no certificate.
+type refusedError struct {
+	Type   string // of RFC 8555 section 6.7, without its prefix
+	Detail string
+}
+
+func (e *refusedError) Error() string {
+	text := "the CA says " + e.Type
+	if e.Detail != "" {
+		text += ": " + e.Detail
+	}
+	switch e.Type {
+	case "caa":
+		text += " (see `msgw dns set --caa`, and the CAA records of the parent zones)"
+	case "externalAccountRequired":
+		text += " (set acme.key_id and acme.mac_file in the configuration file)"
+	}
+	return text
+}
+
+// uri looks for the account where certmagic keeps it: acme/<directory>/users/<email>/<name>.json.
+func (a *account) uri(ctx context.Context) string {
+	users := path.Join("acme", certmagic.StorageKeys.Safe(a.hosts.issuer.IssuerKey()), "users")
+	files, err := a.storage.List(ctx, users, true)
+	if err != nil {
+		return "" // there is none yet
+	}
+	user := ""
+	if a.settings.Email != "" {
+		user = path.Join(users, certmagic.StorageKeys.Safe(a.settings.Email)) + "/"
+	}
+	var uris []string
+	for _, f := range files {
+		if !strings.HasSuffix(f, ".json") || !strings.HasPrefix(f, user) {
+			continue
+		}
+		var account struct {
+			Location string `json:"location"`
+		}
+		b, err := a.storage.Load(ctx, f)
+		if err == nil && json.Unmarshal(b, &account) == nil && account.Location != "" {
+			uris = append(uris, account.Location)
+		}
+	}
+	if len(uris) != 1 {
+		return ""
+	}
+	return uris[0]
+}
+
+// ServeHTTP01 answers http-01 challenges (RFC 8555 section 8.3) on l, and nothing else,
+// until ctx ends.
+func (m *Manager) ServeHTTP01(ctx context.Context, l net.Listener) error {
+	s := &http.Server{ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 8 << 10,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if a := m.current(); a != nil {
+				a.hosts.issuer.HTTPChallengeHandler(http.NotFoundHandler()).ServeHTTP(w, r)
+				return
+			}
+			http.NotFound(w, r)
+		})}
+	s.SetKeepAlivesEnabled(false)
+	defer context.AfterFunc(ctx, func() { s.Close() })()
+	if err := s.Serve(limit(l)); ctx.Err() == nil {
+		return err
+	}
+	return nil
 }

@@ -2,92 +2,115 @@
 //
 // It promises: there is always a certificate to serve; a publicly trusted one is
 // served as soon as it is held, and a last good one rather than none; keys never
-// leave this node and stay the same over renewals; renewing needs no other node.
+// leave this node and stay the same over renewals; renewing the certificate of a host
+// needs no other node. DESIGN.md says how.
 package certs
 
 import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
-	"math/big"
+	"net"
 	"os"
-	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/net/netutil"
+
 	"msgw/internal/ca"
-	"msgw/internal/durable"
 )
 
 // Options of a Manager.
 type Options struct {
 	Dir       string // for this node's certificates and keys
 	Names     []string
-	Shared    func() []string               // names that the nodes share, for the CA's certificate alone; nil: none
+	Shared    func() []string               // names that the sites share; nil: none
 	Authority func() (*ca.Authority, error) // the cluster's CA
 	Root      func() string                 // its certificate, PEM
 	ACME      func() ACME                   // where public certificates come from
-	Changed   func() <-chan struct{}        // closed when Root or ACME may have changed
+	Own       Own                           // what is said of that for this node alone
+	Files     []File                        // certificates that an operator brings
+	Changed   func() <-chan struct{}        // closed when Root, Shared or ACME may have changed
 	Resolver  string                        // host:port of the resolver to reach the directory with; empty: the system's
+	// ChallengeName is where the DNS is asked for the proof of a host name; nil: at
+	// _acme-challenge below it. A host outside of the zone has an alias there.
+	ChallengeName func(host string) string
+	// Others makes the other sites answer values, and these only, at the challenge name of
+	// a shared name, and waits until they do; nil: there are no others.
+	Others func(ctx context.Context, name string, values []string) error
+	// Announced returns nil once every resolver can know of a key that Keys has, and else
+	// why not; nil: they need not.
+	Announced func(key string) error
 	Log       *slog.Logger
-}
-
-// ACME says where publicly trusted certificates come from; no directory: nowhere.
-type ACME struct {
-	Directory string // URL
-	Email     string
-	Roots     string // PEM that the directory's own certificate is checked against; empty: the system's
-}
-
-// Info describes a certificate that this node holds.
-type Info struct {
-	Names    []string  `json:"names"`
-	Source   string    `json:"source"` // "cluster CA", "self-signed" or "ACME"
-	Issuer   string    `json:"issuer"`
-	NotAfter time.Time `json:"not_after"`
-	Served   bool      `json:"served"`
-	Trouble  string    `json:"trouble,omitempty"` // why a better one is not held
 }
 
 // Manager serves and renews the certificates of one node.
 type Manager struct {
-	opt Options
-	dns challenges
+	opt     Options
+	dns     *challenges
+	keys    keyring
+	storage *storage
+	wake    chan struct{} // there may be something to order
+
+	ordering sync.Mutex // held during an order, of which there is one at a time
+	useNext  bool       // order with the announced key; guarded by ordering
+	saving   sync.Mutex // held while the state is written
 
 	mu         sync.Mutex
 	local      *tls.Certificate // issued by the cluster's CA, or self-signed until one is
 	selfSigned bool             // local is
 	localErr   error            // why no better local one is held
 	acme       *account         // nil while no directory is set
+	public     map[string]*tls.Certificate
+	loaded     map[string]bool // names whose certificate was looked for in the files
+	state      *state
+	files      []*file
+	next       crypto.Signer // announced, to be used after the one in use; nil: none
+	waiting    string        // why it is not in use yet
 }
 
-const (
-	keyFile  = "host.key"
-	certFile = "host.crt"
-)
+const certFile = "host.crt" // of the cluster's CA
 
-// Open loads this node's certificate, or makes one with the cluster's CA. If neither
+// Open loads this node's certificates, or makes one with the cluster's CA. If neither
 // can be done it makes one by itself, says so, and Run tries on; then the error is
 // nil, too. It returns an error only if there is no key at all to be had.
 func Open(opt Options) (*Manager, error) {
 	if opt.Shared == nil {
 		opt.Shared = func() []string { return nil }
 	}
-	m := &Manager{opt: opt, dns: challenges{values: map[string][]string{}}}
+	if opt.Announced == nil {
+		opt.Announced = func(string) error { return nil }
+	}
+	m := &Manager{opt: opt, dns: newChallenges(), keys: keyring{opt.Dir}, wake: make(chan struct{}, 1), public: map[string]*tls.Certificate{}, loaded: map[string]bool{}}
+	if err := os.MkdirAll(opt.Dir, 0o700); err != nil {
+		opt.Log.Error("the directory of the certificates cannot be made", "err", err)
+	}
+	m.storage = newStorage(m.path("acme"))
+	var err error
+	if m.state, err = readState(opt.Dir); err != nil {
+		opt.Log.Error("it is not known what was ordered before; orders begin anew", "err", err)
+	}
+	if k, err := m.keys.read(nextKey); err == nil {
+		m.next = k
+	} else if !errors.Is(err, os.ErrNotExist) {
+		opt.Log.Error("the key that was announced cannot be read; begin the rollover again", "err", err)
+	}
 	// Before the first port opens: who comes right after a restart sees no other
 	// certificate than before it.
-	m.followACME(context.Background())
-	err := m.renewLocal(time.Now())
+	for _, f := range opt.Files {
+		m.files = append(m.files, &file{File: f})
+	}
+	m.lookAtFiles(time.Now())
+	m.followACME()
+	m.loadPublic()
+	err = m.renewLocal(time.Now())
 	if err == nil {
 		return m, nil
 	}
@@ -100,207 +123,147 @@ func Open(opt Options) (*Manager, error) {
 	return m, nil
 }
 
-// signSelf makes a certificate without the cluster's CA, with this node's key if that
-// can be read.
-func (m *Manager) signSelf(now time.Time) (*tls.Certificate, error) {
-	key, err := m.localKey()
-	if err != nil {
-		if key, err = ca.NewKey(); err != nil {
-			return nil, err
-		}
-	}
-	t := &x509.Certificate{Subject: pkix.Name{CommonName: m.opt.Names[0]}, DNSNames: m.opt.Names, SerialNumber: big.NewInt(now.UnixNano()),
-		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.Add(ca.Life), BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
-	if err != nil {
-		return nil, err
-	}
-	return pair(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key)
-}
-
 // Run renews certificates until ctx ends.
 func (m *Manager) Run(ctx context.Context) {
+	var orders sync.WaitGroup
+	defer orders.Wait()
 	defer m.stopACME()
-	t := time.NewTicker(time.Minute)
-	defer t.Stop()
+	orders.Go(func() { m.keepOrdered(ctx) })
 	for {
 		changed := m.opt.Changed()
 		if err := m.renewLocal(time.Now()); err != nil {
 			m.opt.Log.Error("cannot renew the certificate of the cluster's CA; the old one is served on", "err", err)
 		}
-		m.followACME(ctx)
-		m.manageACME(ctx)
+		m.followACME()
+		m.notify()
 		select {
 		case <-changed:
-		case <-t.C:
+		case <-time.After(time.Minute):
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
+func (m *Manager) notify() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// current is the account in use, or nil.
+func (m *Manager) current() *account {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.acme
+}
+
+// followACME starts, changes or stops ACME as the settings say.
+func (m *Manager) followACME() {
+	want, have := m.opt.ACME(), m.current()
+	if have != nil && have.settings == want || have == nil && want.Directory == "" {
+		return
+	}
+	m.stopACME()
+	if want.Directory == "" {
+		return
+	}
+	a, err := m.newAccount(want)
+	if err != nil {
+		m.opt.Log.Error("ACME settings cannot be used", "directory", want.Directory, "err", err)
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.acme = a
+}
+
+func (m *Manager) stopACME() {
+	m.mu.Lock()
+	a := m.acme
+	m.acme = nil
+	m.mu.Unlock()
+	if a != nil {
+		a.stop()
+	}
+}
+
+// ALPN is what a TLS client says to look at a tls-alpn-01 challenge (RFC 8737 section 3).
+const ALPN = "acme-tls/1"
+
 // TLS returns the configuration for listeners.
 func (m *Manager) TLS() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: m.certificate}
 }
 
-// certificate chooses what to serve: a publicly trusted certificate for the name
-// asked for, else one for any name of ours (many SMTP clients send none), else the
-// cluster CA's, which alone has the shared names.
+// HTTPS returns the configuration for the HTTPS port, which also answers tls-alpn-01
+// challenges if that is how this node proves its names.
+func (m *Manager) HTTPS() *tls.Config {
+	c := m.TLS()
+	if m.opt.Own.Challenge == "tls-alpn-01" {
+		c.NextProtos = []string{ALPN}
+		c.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if a := m.current(); a != nil && slices.Equal(h.SupportedProtos, []string{ALPN}) {
+				return a.hosts.config.GetCertificate(h)
+			}
+			return m.certificate(h)
+		}
+	}
+	return c
+}
+
+// certificate chooses what to serve: the best certificate for the name asked for, if it
+// is one of ours, else for this host's (many SMTP clients send none).
 func (m *Manager) certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	now, asked := time.Now(), strings.ToLower(h.ServerName)
+	shared := asked != "" && slices.Contains(m.opt.Shared(), asked)
 	m.mu.Lock()
-	local, a := m.local, m.acme
-	m.mu.Unlock()
-	if a != nil && !slices.Contains(m.opt.Shared(), h.ServerName) {
-		names := m.opt.Names
-		if slices.Contains(names, h.ServerName) {
-			names = append([]string{h.ServerName}, names...)
-		}
-		for _, name := range names {
-			if c := a.held(name); c != nil {
-				return c, nil
-			}
+	defer m.mu.Unlock()
+	if asked != "" {
+		if c := m.best(asked, now); c != nil {
+			return c, nil
 		}
 	}
-	return local, nil
-}
-
-// List describes what is held and served.
-func (m *Manager) List() []Info {
-	m.mu.Lock()
-	local, a, source, err := m.local, m.acme, "cluster CA", m.localErr
-	if m.selfSigned {
-		source = "self-signed"
+	if shared { // the cluster's CA alone certifies it
+		return m.local, nil
 	}
-	m.mu.Unlock()
-	info := describe(local.Leaf, source)
-	info.Served = true
-	if err != nil {
-		info.Trouble = err.Error()
-	}
-	var infos []Info
-	if a != nil {
-		for _, name := range m.opt.Names {
-			if c := a.held(name); c != nil {
-				info.Served = false
-				i := describe(c.Leaf, "ACME")
-				i.Served, i.Trouble = true, a.trouble()
-				infos = append(infos, i)
-			} else if info.Trouble == "" {
-				info.Trouble = a.trouble()
-			}
+	for _, name := range m.opt.Names {
+		if c := m.best(name, now); c != nil {
+			return c, nil
 		}
 	}
-	return append(infos, info)
+	return m.local, nil
 }
 
-func describe(c *x509.Certificate, source string) Info {
-	return Info{Names: c.DNSNames, Source: source, Issuer: c.Issuer.CommonName, NotAfter: c.NotAfter.UTC()}
-}
-
-// TXT returns the challenge values of a name; see dnsplugin.Challenges.
-func (m *Manager) TXT(name string) []string { return m.dns.get(name) }
-
-// renewLocal makes sure that a certificate of the cluster's CA is held, for the
-// right names and for some time to come.
-func (m *Manager) renewLocal(now time.Time) error {
-	err := m.tryRenewLocal(now)
-	m.mu.Lock()
-	m.localErr = err
-	m.mu.Unlock()
-	return err
-}
-
-func (m *Manager) tryRenewLocal(now time.Time) error {
-	if err := os.MkdirAll(m.opt.Dir, 0o700); err != nil {
-		return err
-	}
-	key, err := m.localKey()
-	if err != nil {
-		return err
-	}
-	names := slices.Concat(m.opt.Names, m.opt.Shared())
-	certPath := filepath.Join(m.opt.Dir, certFile)
-	b, err := os.ReadFile(certPath)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	c, perr := pair(b, key)
-	if perr == nil {
-		m.mu.Lock()
-		if m.local == nil || m.selfSigned {
-			m.local, m.selfSigned = c, false
-		}
-		m.mu.Unlock()
-		if now.Before(c.Leaf.NotAfter.Add(-ca.RenewBefore)) && slices.Equal(c.Leaf.DNSNames, names) && issuedBy(c.Leaf, m.opt.Root()) {
-			return nil
+// best returns the certificate to serve for a name, but for that of the cluster's CA: one
+// that an operator brought, else one of a directory; one that is in force before one that
+// has ended; nil if there is none. m.mu is held.
+func (m *Manager) best(name string, now time.Time) *tls.Certificate {
+	var best *tls.Certificate
+	better := func(c *tls.Certificate) {
+		if c != nil && (best == nil || now.After(best.Leaf.NotAfter) && now.Before(c.Leaf.NotAfter)) {
+			best = c
 		}
 	}
-	a, err := m.opt.Authority()
-	if err != nil {
-		return err
-	}
-	p, err := a.IssueHost(names, key.Public(), now)
-	if err != nil {
-		return err
-	}
-	if c, err = pair([]byte(p+m.opt.Root()), key); err != nil {
-		return err
-	}
-	if err := durable.ReplaceFile(certPath, []byte(p+m.opt.Root())); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	m.local, m.selfSigned = c, false
-	m.mu.Unlock()
-	m.opt.Log.Info("certificate issued by the cluster's CA", "names", names, "until", c.Leaf.NotAfter)
-	return nil
-}
-
-func issuedBy(leaf *x509.Certificate, rootPEM string) bool {
-	root, err := ca.ParseCertificate(rootPEM)
-	return err == nil && leaf.CheckSignatureFrom(root) == nil
-}
-
-// localKey reads the key of this node's certificates, or makes it once.
-func (m *Manager) localKey() (crypto.Signer, error) {
-	path := filepath.Join(m.opt.Dir, keyFile)
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		k, err := ca.NewKey()
-		if err != nil {
-			return nil, err
+	for _, f := range m.files {
+		if f.cert != nil && f.cert.Leaf.VerifyHostname(name) == nil {
+			better(f.cert)
 		}
-		der, err := x509.MarshalPKCS8PrivateKey(k)
-		if err != nil {
-			return nil, err
-		}
-		return k, durable.ReplaceFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	}
-	if err != nil {
-		return nil, err
+	if m.acme != nil {
+		better(m.public[name])
 	}
-	p, _ := pem.Decode(b)
-	if p == nil {
-		return nil, fmt.Errorf("%s: expected a private key in PEM", path)
-	}
-	k, err := x509.ParsePKCS8PrivateKey(p.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: the key does not parse", path)
-	}
-	s, ok := k.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("%s: the key cannot sign", path)
-	}
-	return s, nil
+	return best
 }
 
-// pair makes a certificate to serve of a PEM chain and its key.
-func pair(chain []byte, key crypto.Signer) (*tls.Certificate, error) {
-	c := &tls.Certificate{PrivateKey: key}
+// pair makes a certificate to serve of a PEM chain and the one of keys that is its.
+func pair(chain []byte, keys ...crypto.Signer) (*tls.Certificate, error) {
+	c := &tls.Certificate{}
 	for b, rest := pem.Decode(chain); b != nil; b, rest = pem.Decode(rest) {
-		c.Certificate = append(c.Certificate, b.Bytes)
+		if b.Type == "CERTIFICATE" {
+			c.Certificate = append(c.Certificate, b.Bytes)
+		}
 	}
 	if len(c.Certificate) == 0 {
 		return nil, errors.New("no certificate in PEM")
@@ -309,10 +272,15 @@ func pair(chain []byte, key crypto.Signer) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	pub, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil || !bytes.Equal(pub, leaf.RawSubjectPublicKeyInfo) {
-		return nil, errors.New("certificate and key do not belong together")
+	for _, key := range keys {
+		pub, err := x509.MarshalPKIXPublicKey(key.Public())
+		if err == nil && bytes.Equal(pub, leaf.RawSubjectPublicKeyInfo) {
+			c.PrivateKey, c.Leaf = key, leaf
+			return c, nil
+		}
 	}
-	c.Leaf = leaf
-	return c, nil
+	return nil, errors.New("certificate and key do not belong together")
 }
+
+// limit bounds the connections of a port that only a CA has reason to open.
+func limit(l net.Listener) net.Listener { return netutil.LimitListener(l, 64) }

@@ -95,7 +95,7 @@ func TestClusterCertificate(t *testing.T) {
 	if got := leaf(t, c.open(t, dir, "mx.example.org"), ""); !slices.Equal(got.RawSubjectPublicKeyInfo, first.RawSubjectPublicKeyInfo) {
 		t.Error("another key")
 	}
-	for _, f := range []string{keyFile, certFile} {
+	for _, f := range []string{hostKey, certFile} {
 		if fi, err := os.Stat(filepath.Join(dir, f)); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v %v", f, fi.Mode(), err)
 		}
@@ -156,7 +156,7 @@ func TestAlwaysACertificate(t *testing.T) {
 	}
 
 	// A key that cannot be read is not overwritten: a person may want to repair it.
-	path := filepath.Join(dir, keyFile)
+	path := filepath.Join(dir, hostKey)
 	if err := os.WriteFile(path, []byte("torn"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -180,19 +180,19 @@ func TestChallenges(t *testing.T) {
 	b.KeyAuthorization = "two"
 	const name = "_acme-challenge.msgw1.example.org."
 	for _, c := range []acme.Challenge{a, b} {
-		if err := m.dns.Present(t.Context(), c); err != nil {
+		if err := (ownSolver{m}).Present(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if got := m.TXT(name); !slices.Equal(got, []string{a.DNS01KeyAuthorization(), b.DNS01KeyAuthorization()}) {
 		t.Errorf("two under way: %q", got)
 	}
-	m.dns.CleanUp(t.Context(), a)
+	(ownSolver{m}).CleanUp(t.Context(), a)
 	if got := m.TXT(name); !slices.Equal(got, []string{b.DNS01KeyAuthorization()}) {
 		t.Errorf("one under way: %q", got)
 	}
-	m.dns.CleanUp(t.Context(), b)
-	if got := m.TXT(name); len(got) != 0 || len(m.dns.values) != 0 {
+	(ownSolver{m}).CleanUp(t.Context(), b)
+	if got := m.TXT(name); len(got) != 0 || len(m.dns.own) != 0 {
 		t.Errorf("none under way: %q", got)
 	}
 }
@@ -224,7 +224,7 @@ func TestSharedNames(t *testing.T) {
 	if !slices.Equal(m.Keys(), keys) {
 		t.Error("the key changed")
 	}
-	if m.Trusted(time.Now()) || m.Account(t.Context()) != "" {
+	if m.Trusted("msgw1.example.org", time.Now()) || m.Account(t.Context()) != "" {
 		t.Error("trusted, or with an account, without an ACME directory")
 	}
 }

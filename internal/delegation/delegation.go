@@ -68,15 +68,9 @@ func (l Looker) Look(ctx context.Context, zone string, hosts []string) (View, er
 	if k.port == "" {
 		k.port = "53"
 	}
-	if k.resolver = l.Resolver; k.resolver == "" {
-		c, err := dns.ClientConfigFromFile("/etc/resolv.conf")
-		if err != nil {
-			return View{}, fmt.Errorf("no resolver is known: %w", err)
-		}
-		if len(c.Servers) == 0 {
-			return View{}, errors.New("/etc/resolv.conf names no resolver")
-		}
-		k.resolver = net.JoinHostPort(c.Servers[0], c.Port)
+	var err error
+	if k.resolver, err = l.resolver(); err != nil {
+		return View{}, err
 	}
 	zone = dns.CanonicalName(zone)
 	parent, names, err := k.parent(ctx, zone)
@@ -106,6 +100,31 @@ func (l Looker) Look(ctx context.Context, zone string, hosts []string) (View, er
 		}
 	}
 	return v, err
+}
+
+// Ask asks the resolver a question.
+func (l Looker) Ask(ctx context.Context, name string, qtype uint16) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	resolver, err := l.resolver()
+	if err != nil {
+		return nil, err
+	}
+	return (&look{}).ask(ctx, resolver, name, qtype, true)
+}
+
+func (l Looker) resolver() (string, error) {
+	if l.Resolver != "" {
+		return l.Resolver, nil
+	}
+	c, err := dns.ClientConfigFromFile("/etc/resolv.conf")
+	if err != nil {
+		return "", fmt.Errorf("no resolver is known: %w", err)
+	}
+	if len(c.Servers) == 0 {
+		return "", errors.New("/etc/resolv.conf names no resolver")
+	}
+	return net.JoinHostPort(c.Servers[0], c.Port), nil
 }
 
 // look is one look.

@@ -115,16 +115,7 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 // answer comes within half of the time, by TCP: a flood that is sent with this node's address
 // uses up what its network is answered by UDP.
 func ProbeDNS(ctx context.Context, address, zone string) error {
-	asking := ctx
-	if end, ok := ctx.Deadline(); ok {
-		var cancel func()
-		asking, cancel = context.WithTimeout(ctx, time.Until(end)/2)
-		defer cancel()
-	}
-	r, err := askSOA(asking, "udp", address, zone)
-	if ne := net.Error(nil); err == nil && r.Truncated || errors.As(err, &ne) && ne.Timeout() {
-		r, err = askSOA(ctx, "tcp", address, zone)
-	}
+	r, err := AskDNS(ctx, address, zone, dns.TypeSOA)
 	if err != nil {
 		return err
 	}
@@ -134,8 +125,23 @@ func ProbeDNS(ctx context.Context, address, zone string) error {
 	return nil
 }
 
-func askSOA(ctx context.Context, network, address, zone string) (*dns.Msg, error) {
-	m := new(dns.Msg).SetQuestion(dns.Fqdn(zone), dns.TypeSOA)
+// AskDNS asks a public DNS port a question, by UDP and then by TCP as ProbeDNS does.
+func AskDNS(ctx context.Context, address, name string, qtype uint16) (*dns.Msg, error) {
+	asking := ctx
+	if end, ok := ctx.Deadline(); ok {
+		var cancel func()
+		asking, cancel = context.WithTimeout(ctx, time.Until(end)/2)
+		defer cancel()
+	}
+	r, err := askDNS(asking, "udp", address, name, qtype)
+	if ne := net.Error(nil); err == nil && r.Truncated || errors.As(err, &ne) && ne.Timeout() {
+		r, err = askDNS(ctx, "tcp", address, name, qtype)
+	}
+	return r, err
+}
+
+func askDNS(ctx context.Context, network, address, name string, qtype uint16) (*dns.Msg, error) {
+	m := new(dns.Msg).SetQuestion(dns.Fqdn(name), qtype)
 	m.RecursionDesired = false
 	r, _, err := (&dns.Client{Net: network}).ExchangeContext(ctx, m, address)
 	return r, err

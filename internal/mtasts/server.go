@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,7 +34,7 @@ const (
 // failed by itself.
 func Serve(ctx context.Context, l net.Listener, config *tls.Config, policy func(host string) (string, bool), logger *slog.Logger) error {
 	config = config.Clone()
-	config.NextProtos = []string{"http/1.1"}
+	config.NextProtos = append(slices.Clone(config.NextProtos), "http/1.1")
 	s := &http.Server{Handler: handler(policy), MaxHeaderBytes: maxHeader, ReadHeaderTimeout: requestTime, ReadTimeout: requestTime,
 		WriteTimeout: requestTime, IdleTimeout: requestTime, TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 		ErrorLog: log.New(debugLog{logger}, "", 0)}

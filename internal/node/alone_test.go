@@ -18,6 +18,7 @@ import (
 	"msgw/internal/admin"
 	"msgw/internal/ca"
 	"msgw/internal/certs"
+	"msgw/internal/certs/acmetest"
 	"msgw/internal/health"
 	journaled "msgw/internal/lab/report"
 	"msgw/internal/shadow"
@@ -31,15 +32,15 @@ import (
 func TestThirtyDaysAlone(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	public := newACME(t, 12*24*time.Hour)
-	settings := certs.ACME{Directory: public.URL + "/dir", Email: "admin@example.com", Roots: public.roots()}
-	public.warm(t, settings)
+	public := acmetest.New(t, 12*24*time.Hour)
+	settings := certs.ACME{Directory: public.URL + "/dir", Email: "admin@example.com", Roots: public.Roots()}
+	public.Warm(t, settings)
 	answers := map[string]*answers{}
 	for _, name := range []string{"msgw1", "msgw2"} {
 		answers[name] = newAnswers(t, name+".msgw.example.com.")
 	}
 	// Each host answers the challenges for its own name.
-	public.lookup = func(name string) ([]string, error) {
+	public.Lookup = func(name string) ([]string, error) {
 		host, _, _ := strings.Cut(strings.TrimPrefix(name, "_acme-challenge."), ".")
 		txt, err := answers[host].ask(name, dns.TypeTXT)
 		for i := range txt {
@@ -61,7 +62,7 @@ type month struct {
 	t       *testing.T
 	w       *wires
 	answers map[string]*answers
-	public  *acmeServer
+	public  *acmetest.Server
 	acme    certs.ACME
 	a, b    *site
 	box     admin.Credentials
@@ -74,7 +75,7 @@ type month struct {
 // start starts a node. The ACME server lives outside and has to be told the time.
 func (m *month) start(cfg *Config) *site {
 	m.t.Helper()
-	m.public.at(time.Now())
+	m.public.At(time.Now())
 	s := startSite(m.t, m.w, cfg)
 	m.answers[cfg.Name].node.Store(s)
 	return s
@@ -83,7 +84,7 @@ func (m *month) start(cfg *Config) *site {
 // hour lets an hour pass.
 func (m *month) hour() {
 	time.Sleep(time.Hour)
-	m.public.at(time.Now())
+	m.public.At(time.Now())
 }
 
 func (m *month) end() {
@@ -130,7 +131,7 @@ func (m *month) begin(dir string) {
 	if _, err := (operator{m.a.Node}).Sign(t.Context(), admin.Sign{Want: "on"}); err != nil {
 		t.Fatal(err)
 	}
-	if m.roots, err = rootsOf(m.a, m.public.root); err != nil {
+	if m.roots, err = rootsOf(m.a, m.public.Root); err != nil {
 		t.Fatal(err)
 	}
 	m.sync()
@@ -201,7 +202,7 @@ func (m *month) live(hours int) {
 			size = 1 << 20
 		}
 		leaf := m.give(m.a, size)
-		if leaf.Issuer.CommonName != m.public.root.Subject.CommonName {
+		if leaf.Issuer.CommonName != m.public.Root.Subject.CommonName {
 			t.Fatalf("hour %d: a certificate of %s is served", hour, leaf.Issuer)
 		}
 		publics[leaf.SerialNumber.String()] = true
@@ -240,10 +241,8 @@ func (m *month) live(hours int) {
 	if len(publics) != 4 { // of 12 days each, renewed after 8
 		t.Errorf("%d public certificates were served, expected 4", len(publics))
 	}
-	m.public.mu.Lock()
-	defer m.public.mu.Unlock()
-	if len(m.public.faults) > 0 {
-		t.Errorf("the ACME server complains: %q", m.public.faults)
+	if faults := m.public.Faults(); len(faults) > 0 {
+		t.Errorf("the ACME server complains: %q", faults)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -28,7 +29,10 @@ type Config struct {
 	Public   Public `toml:"public"`
 	DNS      DNS    `toml:"dns"`
 	Health   Health `toml:"health"`
-	Log      Log    `toml:"log"`
+	ACME     ACME   `toml:"acme"`
+	// Certificates that an operator brings.
+	Certificates []Certificate `toml:"certificates"`
+	Log          Log           `toml:"log"`
 }
 
 // Listen holds the addresses to bind, each host:port. A witness binds only the peer
@@ -38,7 +42,8 @@ type Listen struct {
 	POP3    string `toml:"pop3"`
 	POP3S   string `toml:"pop3s"`
 	DNS     string `toml:"dns"`
-	HTTPS   string `toml:"https"` // MTA-STS policy; empty: none
+	HTTP    string `toml:"http"`  // http-01 challenges; empty: none
+	HTTPS   string `toml:"https"` // MTA-STS policy, and tls-alpn-01 challenges; empty: none
 	Peer    string `toml:"peer"`
 	Metrics string `toml:"metrics"` // Prometheus, plain HTTP; empty: none
 }
@@ -65,6 +70,25 @@ type Health struct {
 	Preset  string   `toml:"preset"`  // default, or fast: a silent site is noticed in 1.4 s
 	Anchors []string `toml:"anchors"` // address:port of TCP services outside; if none of them and no node answers, this node is cut off
 }
+
+// ACME is what this node alone has to know about the directory.
+type ACME struct {
+	Challenge string `toml:"challenge"` // how its host name is proven; empty: dns-01
+	KeyID     string `toml:"key_id"`    // of an account that the CA knows; empty: none is needed
+	MACFile   string `toml:"mac_file"`  // with the key that goes with it, in base64url
+}
+
+// Certificate is a certificate that an operator brings, in PEM files.
+type Certificate struct {
+	Chain string `toml:"chain"` // the host's first
+	Key   string `toml:"key"`
+}
+
+// challengeMethods are the ways to prove a host name.
+var challengeMethods = []string{"dns-01", "http-01", "tls-alpn-01"}
+
+// maxCertificates bounds how many files are watched.
+const maxCertificates = 8
 
 // timing is what the preset stands for.
 func (h Health) timing() health.Timing {
@@ -154,8 +178,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("log.format: %q, expected text or json", c.Log.Format)
 	}
 	for key, a := range map[string]string{"listen.smtp": c.Listen.SMTP, "listen.pop3": c.Listen.POP3, "listen.pop3s": c.Listen.POP3S,
-		"listen.dns": c.Listen.DNS, "listen.peer": c.Listen.Peer, "listen.metrics": c.Listen.Metrics, "listen.https": c.Listen.HTTPS, "resolver": c.Resolver} {
-		if a == "" && (key == "listen.metrics" || key == "listen.https" || key == "resolver") {
+		"listen.dns": c.Listen.DNS, "listen.peer": c.Listen.Peer, "listen.metrics": c.Listen.Metrics, "listen.https": c.Listen.HTTPS, "listen.http": c.Listen.HTTP, "resolver": c.Resolver} {
+		if a == "" && slices.Contains([]string{"listen.metrics", "listen.https", "listen.http", "resolver"}, key) {
 			continue
 		}
 		if ap, err := netip.ParseAddrPort(a); err != nil || ap.Port() == 0 {
@@ -194,6 +218,9 @@ func (c *Config) check() error {
 			return fmt.Errorf("health.anchors: %q, expected an address and a port, as in 192.0.2.1:53", a)
 		}
 	}
+	if err := c.checkCertificates(); err != nil {
+		return err
+	}
 	if c.Public.Host != "" {
 		if err := CheckHostName(c.Public.Host); err != nil {
 			return fmt.Errorf("public.host: %w", err)
@@ -202,6 +229,27 @@ func (c *Config) check() error {
 	if c.Public.Peer != "" {
 		if host, port, err := net.SplitHostPort(c.Public.Peer); err != nil || host == "" || port == "" {
 			return fmt.Errorf("public.peer: %q, expected host:port, as in 192.0.2.1:8451", c.Public.Peer)
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkCertificates() error {
+	switch a := c.ACME; {
+	case a.Challenge != "" && !slices.Contains(challengeMethods, a.Challenge):
+		return fmt.Errorf("acme.challenge: %q, expected %s", a.Challenge, strings.Join(challengeMethods, ", "))
+	case a.Challenge == "http-01" && c.Listen.HTTP == "":
+		return errors.New("listen.http: missing, expected the address that http-01 is answered at, as in 0.0.0.0:80")
+	case a.Challenge == "tls-alpn-01" && c.Listen.HTTPS == "":
+		return errors.New("listen.https: missing, expected the address that tls-alpn-01 is answered at, as in 0.0.0.0:443")
+	case (a.KeyID == "") != (a.MACFile == ""):
+		return errors.New("acme.key_id, acme.mac_file: expected both, or none")
+	case len(c.Certificates) > maxCertificates:
+		return fmt.Errorf("certificates: %d, expected at most %d", len(c.Certificates), maxCertificates)
+	}
+	for _, f := range c.Certificates {
+		if !filepath.IsAbs(f.Chain) || !filepath.IsAbs(f.Key) {
+			return fmt.Errorf("certificates: chain %q, key %q, expected absolute paths", f.Chain, f.Key)
 		}
 	}
 	return nil

@@ -29,10 +29,20 @@ func TestExampleConfig(t *testing.T) {
 	keys = func(t reflect.Type) []string {
 		var ks []string
 		for f := range t.Fields() {
-			if f.Type.Kind() == reflect.Struct {
+			switch f.Type.Kind() {
+			case reflect.Slice:
+				if f.Type.Elem().Kind() != reflect.Struct {
+					ks = append(ks, f.Tag.Get("toml")+" = ")
+					continue
+				}
+				ks = append(ks, "# [["+f.Tag.Get("toml")+"]]")
+				for _, k := range keys(f.Type.Elem()) {
+					ks = append(ks, "# "+k)
+				}
+			case reflect.Struct:
 				ks = append(ks, "["+f.Tag.Get("toml")+"]")
 				ks = append(ks, keys(f.Type)...)
-			} else {
+			default:
 				ks = append(ks, f.Tag.Get("toml")+" = ")
 			}
 		}

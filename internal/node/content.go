@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -102,14 +103,15 @@ func directoryCA(a raftstore.ACME) string {
 	return directoryCAs[host]
 }
 
-// caa adds the CAA records (RFC 8659). All certificates here come by DNS-01, so that nobody who
-// takes over an address gets one (RFC 8657 section 4).
+// caa adds the CAA records (RFC 8659). They allow the ways by which the sites prove their names,
+// and no other: where that is DNS-01 alone, nobody who takes over an address gets a certificate
+// (RFC 8657 section 4).
 func (s *snapshot) caa(state *raftstore.State, serves map[string]served) {
 	c := state.Content.CAA
 	var issue []string
 	for _, ca := range c.Issue {
 		if ca != raftstore.CAAuto {
-			issue = append(issue, ca+"; validationmethods=dns-01")
+			issue = append(issue, ca+"; validationmethods="+methods(state, serves))
 			continue
 		}
 		if ca = directoryCA(state.ACME); ca == "" {
@@ -118,7 +120,7 @@ func (s *snapshot) caa(state *raftstore.State, serves map[string]served) {
 			return
 		}
 		for _, account := range s.accounts(state, serves) {
-			issue = append(issue, ca+"; validationmethods=dns-01"+account)
+			issue = append(issue, ca+"; validationmethods="+methods(state, serves)+account)
 		}
 	}
 	if ca := directoryCA(state.ACME); ca != "" && forbids(c, ca) {
@@ -136,6 +138,17 @@ func (s *snapshot) caa(state *raftstore.State, serves map[string]served) {
 	if c.Iodef != "" {
 		add("iodef", c.Iodef)
 	}
+}
+
+// methods are the ways by which the sites prove their names.
+func methods(state *raftstore.State, serves map[string]served) string {
+	all := []string{"dns-01"} // shared names, in any case
+	for _, name := range state.Sites() {
+		if m := serves[name].Method; m != "" && !slices.Contains(all, m) {
+			all = append(all, m)
+		}
+	}
+	return strings.Join(all, ",")
 }
 
 // accounts returns one parameter for each account that may order certificates (RFC 8657
@@ -210,6 +223,8 @@ func (s *snapshot) mtasts(state *raftstore.State, serves map[string]served) {
 			s.note("MTA-STS: it is not known whether %s serves the policy", name)
 		case !told.Policy:
 			s.note("MTA-STS: %s does not serve the policy: listen.https is not set in its configuration file", name)
+		case !told.PolicyTrusted:
+			s.note("MTA-STS: %s serves the policy with a certificate that senders do not trust", name)
 		}
 		if p.Mode == raftstore.STSEnforce && !serves[name].Trusted {
 			s.note("MTA-STS enforce: %s is not known to serve a publicly trusted certificate; senders that hold the policy send it no mail without one", name)

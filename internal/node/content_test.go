@@ -6,8 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/miekg/dns"
 	"msgw/dnsplugin"
 	"msgw/internal/health"
+
 	"msgw/raftstore"
 )
 
@@ -26,7 +28,7 @@ func zoneOf(c raftstore.Content) *raftstore.State {
 func published(s *snapshot) []string {
 	var out []string
 	for _, rr := range s.zone.Records {
-		if !strings.HasPrefix(rr.Header().Name, "_acme-challenge.") {
+		if rr.Header().Rrtype != dns.TypeNS { // the delegations of challenge names
 			out = append(out, strings.ReplaceAll(rr.String(), "\t", " "))
 		}
 	}
@@ -37,8 +39,8 @@ func published(s *snapshot) []string {
 func TestContent(t *testing.T) {
 	t.Parallel()
 	key1, key2 := strings.Repeat("01", 32), strings.Repeat("02", 32)
-	known := map[string]served{"msgw1": {Keys: []string{key1, key2}, Trusted: true, Account: "https://ca.example/acct/1", Policy: true},
-		"msgw2": {Keys: []string{key1}, Trusted: true, Account: "https://ca.example/acct/2", Policy: true}}
+	known := map[string]served{"msgw1": {Keys: []string{key1, key2}, Trusted: true, Account: "https://ca.example/acct/1", Policy: true, PolicyTrusted: true},
+		"msgw2": {Keys: []string{key1}, Trusted: true, Account: "https://ca.example/acct/2", Policy: true, PolicyTrusted: true}}
 	without := func(change func(s *served)) map[string]served {
 		m := maps.Clone(known)
 		s := m["msgw1"]
@@ -69,6 +71,8 @@ func TestContent(t *testing.T) {
 			"the ACME account of msgw1 is not known"},
 		"caa, an account that breaks the record": {raftstore.Content{CAA: raftstore.CAA{Issue: auto.Issue, Accounts: true}}, without(func(s *served) { s.Account = "https://x/;validationmethods=http-01" }),
 			[]string{`msgw.example.com. 3600 IN CAA 0 issue "letsencrypt.org; validationmethods=dns-01"`}, "the ACME account of msgw1 is not known"},
+		"caa, names proven over HTTP": {raftstore.Content{CAA: auto}, without(func(s *served) { s.Method = "http-01" }),
+			[]string{`msgw.example.com. 3600 IN CAA 0 issue "letsencrypt.org; validationmethods=dns-01,http-01"`}, ""},
 		"caa without the CA that is used": {raftstore.Content{CAA: raftstore.CAA{Issue: []string{"example.org"}}}, known,
 			[]string{`msgw.example.com. 3600 IN CAA 0 issue "example.org; validationmethods=dns-01"`}, "CAA forbids letsencrypt.org, the CA of the ACME directory"},
 		"tlsa": {raftstore.Content{TLSA: true}, known,
@@ -94,6 +98,7 @@ func TestContent(t *testing.T) {
 	for want, serves := range map[string]map[string]served{
 		"it is not known whether msgw1 serves the policy":                nil,
 		"msgw1 does not serve the policy: listen.https is not set":       without(func(s *served) { s.Policy = false }),
+		"msgw1 serves the policy with a certificate that senders do not": without(func(s *served) { s.PolicyTrusted = false }),
 		"msgw1 is not known to serve a publicly trusted certificate; se": without(func(s *served) { s.Trusted = false }),
 	} {
 		if s := buildZone(zoneOf(sts), serves, nil, true, false); !strings.Contains(strings.Join(s.notes, "\n"), want) {

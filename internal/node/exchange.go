@@ -48,6 +48,18 @@ func (l *lookedUp) set(host string, addresses []string) {
 	l.last[host] = lookedUpAt{addresses, time.Now()}
 }
 
+// ownResolver is the resolver of the configuration file, or the system's.
+func (n *Node) ownResolver() *net.Resolver {
+	r := &net.Resolver{}
+	if to := n.cfg.Resolver; to != "" {
+		r.PreferGo = true
+		r.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, to)
+		}
+	}
+	return r
+}
+
 // exchangeTargets are the mail exchangers that are no nodes, for health.
 func (n *Node) exchangeTargets() []health.Target {
 	var ts []health.Target
@@ -96,13 +108,7 @@ func (n *Node) lookUp(ctx context.Context, host string) ([]string, error) {
 	if time.Since(last.at) < lookedUpFor {
 		return last.addresses, nil
 	}
-	r := &net.Resolver{}
-	if to := n.cfg.Resolver; to != "" {
-		r.PreferGo = true
-		r.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, to)
-		}
-	}
+	r := n.ownResolver()
 	asking := ctx
 	if end, ok := ctx.Deadline(); ok && last.addresses != nil {
 		var cancel func()

@@ -63,6 +63,8 @@ type Node struct {
 	lookParent lookFunc                // how the parent zone is looked at; nil: through the resolver
 	told       toldServed              // what the other sites say that they serve
 	lookedUp   lookedUp                // addresses of exchanges
+	announced  announced               // keys that are not used yet
+	askDNS     askFunc                 // how the DNS of the sites is asked; nil: as the world does
 
 	rejoining sync.Mutex   // held while this node changes its lineage
 	leaving   atomic.Int64 // until when this node takes no mail, in nanoseconds since 1970
@@ -177,6 +179,7 @@ func (n *Node) run(ctx context.Context) (err error) {
 	run("upkeep", n.upkeep)
 	if !n.witness {
 		run("certificates", func(ctx context.Context) error { n.certs.Run(ctx); return nil })
+		run("announced keys", n.watchAnnounced)
 		run("quarantine", func(ctx context.Context) error { return n.quarantine.review(ctx, n.journal, n.held) })
 		run("zone", n.zone.run)
 		run("dns", dns.Serve)
@@ -191,8 +194,11 @@ func (n *Node) run(ctx context.Context) (err error) {
 	}
 	if listeners.https != nil {
 		run("mta-sts", func(ctx context.Context) error {
-			return mtasts.Serve(ctx, listeners.https, n.certs.TLS(), n.stsText, n.log)
+			return mtasts.Serve(ctx, listeners.https, n.certs.HTTPS(), n.stsText, n.log)
 		})
+	}
+	if listeners.http != nil {
+		run("http-01", func(ctx context.Context) error { return n.certs.ServeHTTP01(ctx, listeners.http) })
 	}
 	if listeners.metrics != nil {
 		run("metrics", func(ctx context.Context) error { return admin.Serve(ctx, listeners.metrics, n.metricsHandler()) })
@@ -237,7 +243,7 @@ func (t *tasks) wait() error {
 
 // listeners are the bound TCP ports of a node.
 type listeners struct {
-	peer, smtp, pop3, pop3s, https, metrics net.Listener
+	peer, smtp, pop3, pop3s, http, https, metrics net.Listener
 }
 
 // listen binds every TCP port, or none and says which one is taken.
@@ -259,7 +265,7 @@ func (n *Node) listen() (*listeners, error) {
 	err := errors.Join(bind("listen.peer", c.Peer, &l.peer), bind("listen.metrics", c.Metrics, &l.metrics))
 	if err == nil && !n.witness {
 		err = errors.Join(bind("listen.smtp", c.SMTP, &l.smtp), bind("listen.pop3", c.POP3, &l.pop3), bind("listen.pop3s", c.POP3S, &l.pop3s),
-			bind("listen.https", c.HTTPS, &l.https))
+			bind("listen.http", c.HTTP, &l.http), bind("listen.https", c.HTTPS, &l.https))
 	}
 	if err != nil {
 		l.close()
@@ -293,7 +299,7 @@ func unwrapSyscall(err error) error {
 }
 
 func (l *listeners) close() {
-	for _, ln := range []net.Listener{l.peer, l.smtp, l.pop3, l.pop3s, l.https, l.metrics} {
+	for _, ln := range []net.Listener{l.peer, l.smtp, l.pop3, l.pop3s, l.http, l.https, l.metrics} {
 		if ln != nil {
 			ln.Close()
 		}

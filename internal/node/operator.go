@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
 	"msgw/internal/admin"
-	"msgw/internal/certs"
 	"msgw/internal/health"
 	"msgw/raftstore"
 )
@@ -157,9 +155,6 @@ func (n operator) Status(ctx context.Context) (admin.Status, error) {
 		}
 	}
 	for _, c := range out.Certs {
-		if left := time.Until(c.NotAfter); c.Served && left < 14*24*time.Hour {
-			trouble("the certificate for %s ends %s", strings.Join(c.Names, ", "), c.NotAfter.Format(time.DateOnly))
-		}
 		if c.Trouble != "" {
 			trouble("certificate for %s: %s", strings.Join(c.Names, ", "), c.Trouble)
 		}
@@ -195,28 +190,6 @@ func (n *Node) askPeers(ctx context.Context, s *raftstore.State) []admin.Peer {
 	}
 	wg.Wait()
 	return peers
-}
-
-func (n *Node) certificates() []admin.Cert {
-	var out []admin.Cert
-	if n.certs != nil {
-		for _, c := range n.certs.List() {
-			out = append(out, admin.Cert{Names: c.Names, Source: c.Source, Issuer: c.Issuer, NotAfter: c.NotAfter, Served: c.Served, Trouble: c.Trouble})
-		}
-	}
-	c := n.members.Certificate().Leaf
-	return append(out, admin.Cert{Names: []string{n.id.Name}, Source: "peer", Issuer: c.Issuer.CommonName, NotAfter: c.NotAfter.UTC(), Served: true})
-}
-
-// openCerts opens the certificates of this site's host.
-func (n *Node) openCerts() (*certs.Manager, error) {
-	names := []string{n.host()}
-	if old := n.store.State().Nodes[n.id.Name].Host; old != names[0] {
-		names = append(names, old) // the others ask for it until they know the new one
-	}
-	return certs.Open(certs.Options{Dir: filepath.Join(n.cfg.State, certsDir), Names: names, Shared: n.sharedNames, Authority: n.authority,
-		Root: func() string { return n.store.State().CA.Certificate }, Changed: n.store.Changed, Resolver: n.cfg.Resolver, Log: n.log,
-		ACME: func() certs.ACME { return certs.ACME(n.store.State().ACME) }})
 }
 
 // SetWeight changes a site's share.

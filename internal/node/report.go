@@ -178,14 +178,7 @@ func (n *Node) registerGauges() {
 		adopted, _, _ := n.holder.Adopted()
 		return truth(adopted)
 	})
-	gauge("certificate_expiry_seconds", "Time until the certificate in use ends.", func() float64 {
-		for _, c := range n.certs.List() {
-			if c.Served {
-				return time.Until(c.NotAfter).Seconds()
-			}
-		}
-		return 0
-	})
+	n.metrics.MustRegister(certMetrics{n.certs})
 }
 
 func (n *Node) metricsHandler() http.Handler {

@@ -37,6 +37,10 @@ func (n *Node) servePeers(run func(string, func(context.Context) error), s *peer
 	handle(rpc, "/leave", func(ctx context.Context, _ struct{}) (struct{}, error) { return struct{}{}, n.leave(ctx) })
 	handle(rpc, "/delegation", func(ctx context.Context, _ struct{}) (admin.ParentView, error) { return n.lookAtParent(ctx), nil })
 	rpc.HandleFunc("POST /sign", n.signWitness)
+	if !n.witness {
+		handle(rpc, "/challenge", n.answerChallenge)
+		handle(rpc, "/certificates", func(context.Context, struct{}) (admin.Certificates, error) { return n.ownCertificates(), nil })
+	}
 
 	status := http.NewServeMux()
 	handle(status, "/report", func(ctx context.Context, a asking) (report, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,13 +17,16 @@ type served struct {
 	Trusted bool     `json:"trusted"`           // it shows a certificate of the ACME directory, in force
 	Account string   `json:"account,omitempty"` // URI of its ACME account; empty: none yet, or not asked for
 	Policy  bool     `json:"policy"`            // it serves the MTA-STS policy
+	// PolicyTrusted: and with a publicly trusted certificate.
+	PolicyTrusted bool   `json:"policy_trusted,omitempty"`
+	Method        string `json:"method,omitempty"` // how it proves its host name; empty: dns-01
 
 	machine string // SealTo of the node that said it; empty: this one itself
 }
 
 // valid reports whether what another node says can be used.
 func (s served) valid() bool {
-	if len(s.Keys) > 8 {
+	if len(s.Keys) > 16 || s.Method != "" && !slices.Contains(challengeMethods, s.Method) {
 		return false
 	}
 	for _, k := range s.Keys {
@@ -103,8 +107,10 @@ func (n *Node) servesItself() *served {
 	if n.certs == nil {
 		return nil
 	}
-	s := &served{Keys: n.certs.Keys(), Trusted: n.certs.Trusted(time.Now()), Policy: n.cfg.Listen.HTTPS != ""}
-	if n.store.State().Content.CAA.Accounts {
+	now, state := time.Now(), n.store.State()
+	s := &served{Keys: n.certs.Keys(), Trusted: n.certs.Trusted(n.host(), now), Policy: n.cfg.Listen.HTTPS != "", Method: n.cfg.ACME.Challenge}
+	s.PolicyTrusted = state.Content.MTASTS.Mode != "" && n.certs.Trusted(stsHost(state), now)
+	if state.Content.CAA.Accounts {
 		s.Account = n.certs.Account(context.Background())
 	}
 	return s

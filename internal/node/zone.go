@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -101,11 +100,9 @@ func buildZone(state *raftstore.State, serves map[string]served, vs []health.Ver
 		host := dns.Fqdn(node.Host)
 		s.add(mailHost{node.Name, node.Name, node.Host, node.Weight},
 			dnsplugin.Host{Name: host, V4: addrs(node.V4), V6: addrs(node.V6), Weight: node.Weight, NameServer: true})
-		if strings.HasSuffix(host, "."+apex) {
-			// Each host answers the challenges for its own name, and nobody else.
-			s.zone.Records = append(s.zone.Records, &dns.NS{
-				Hdr: dns.RR_Header{Name: "_acme-challenge." + host, Rrtype: dns.TypeNS, Class: dns.ClassINET, Ttl: 3600}, Ns: host})
-		}
+		// Each node answers the challenges for its own host name, and nobody else.
+		s.zone.Records = append(s.zone.Records, &dns.NS{
+			Hdr: dns.RR_Header{Name: challengeName(state.Zone.Name, node.Name, node.Host), Rrtype: dns.TypeNS, Class: dns.ClassINET, Ttl: 3600}, Ns: host})
 	}
 	s.addContent(state, current(state, serves))
 	return s

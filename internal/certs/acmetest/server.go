@@ -1,7 +1,7 @@
-package node
+// Package acmetest is an ACME server for tests, which lives outside of virtual time.
+package acmetest
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -26,46 +25,116 @@ import (
 	"time"
 
 	"msgw/internal/ca"
-	"msgw/internal/certs"
 )
 
-// acmeServer issues certificates by RFC 8555 with DNS-01. It lives outside of virtual
+// Server issues certificates by RFC 8555 with DNS-01. It lives outside of virtual
 // time, with sockets of this machine, and keeps no connection open: who talks to it from
 // inside waits for an answer, in which no time passes, and for nothing after it.
-type acmeServer struct {
+type Server struct {
 	*httptest.Server
-	root   *x509.Certificate
+	Root   *x509.Certificate
 	key    *ecdsa.PrivateKey
-	life   time.Duration // of what it issues
-	lookup func(name string) ([]string, error)
+	life   time.Duration                       // of what it issues
+	Lookup func(name string) ([]string, error) // what the DNS says of a challenge name
 
 	mu       sync.Mutex
 	now      time.Time // for what it issues; zero: the machine's
+	refuse   *Problem  // what every new order is refused with
+	window   *Window   // what it says of every certificate (RFC 9773); nil: it does not know that
 	nonces   map[string]bool
-	accounts []acmeAccount
-	orders   []*acmeOrder
+	accounts []client
+	asked    int // orders
+	orders   []*order
 	faults   []string
 }
 
-type acmeAccount struct {
+// Problem is an error of RFC 8555 section 6.7.
+type Problem struct {
+	Status int
+	Type   string // without its prefix
+	Detail string
+}
+
+func (p *Problem) Error() string { return p.Type + ": " + p.Detail }
+
+// Window is when a certificate is to be renewed.
+type Window struct {
+	Start, End time.Time
+	Retry      time.Duration // after which to ask again
+}
+
+// Refuse refuses every new order from now on, until it is called with nil.
+func (s *Server) Refuse(p *Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse = p
+}
+
+// Suggest says when certificates are to be renewed.
+func (s *Server) Suggest(w *Window) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.window = w
+}
+
+// Faults returns what requests were refused for by themselves.
+func (s *Server) Faults() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.faults)
+}
+
+// Issued returns the names of the certificates that were issued, in their order.
+func (s *Server) Issued() (names []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.orders {
+		if o.chain != nil {
+			names = append(names, o.name)
+		}
+	}
+	return names
+}
+
+// Replaced returns how many orders said which certificate they replace.
+func (s *Server) Replaced() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.orders {
+		if o.replaces != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// Orders returns how many orders were asked for, those that were refused included.
+func (s *Server) Orders() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
+}
+
+type client struct {
 	key        *ecdsa.PublicKey
 	thumbprint string // RFC 7638
 }
 
-type acmeOrder struct {
-	account int
-	name    string
-	token   string
-	valid   bool // the challenge was met
-	failed  bool
-	chain   []byte // PEM
+type order struct {
+	account  int
+	name     string
+	token    string
+	replaces string
+	valid    bool // the challenge was met
+	failed   bool
+	chain    []byte // PEM
 }
 
 var b64 = base64.RawURLEncoding
 
-func newACME(t *testing.T, life time.Duration) *acmeServer {
+func New(t *testing.T, life time.Duration) *Server {
 	t.Helper()
-	s := &acmeServer{life: life, nonces: map[string]bool{}}
+	s := &Server{life: life, nonces: map[string]bool{}}
 	var err error
 	if s.key, err = ca.NewKey(); err != nil {
 		t.Fatal(err)
@@ -76,17 +145,30 @@ func newACME(t *testing.T, life time.Duration) *acmeServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.root, err = x509.ParseCertificate(der); err != nil {
+	if s.Root, err = x509.ParseCertificate(der); err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /dir", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(map[string]string{"newNonce": s.URL + "/nonce", "newAccount": s.URL + "/account", "newOrder": s.URL + "/order"})
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		dir := map[string]string{"newNonce": s.URL + "/nonce", "newAccount": s.URL + "/account", "newOrder": s.URL + "/order"}
+		if s.window != nil {
+			dir["renewalInfo"] = s.URL + "/renewal"
+		}
+		json.NewEncoder(w).Encode(dir)
+	})
+	mux.HandleFunc("GET /renewal/{id}", func(w http.ResponseWriter, _ *http.Request) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Retry-After", strconv.Itoa(int(s.window.Retry/time.Second)))
+		json.NewEncoder(w).Encode(map[string]any{"suggestedWindow": map[string]time.Time{"start": s.window.Start, "end": s.window.End}})
 	})
 	mux.HandleFunc("/nonce", func(w http.ResponseWriter, _ *http.Request) { s.nonce(w) })
 	for path, f := range map[string]func(account int, arg string, body []byte) (int, string, any, error){
-		"/order": s.newOrder, "/order/{n}": s.order, "/authz/{n}": s.authorization, "/challenge/{n}": s.challenge, "/finalize/{n}": s.finalize, "/cert/{n}": s.certificate,
+		"/order": s.newOrder, "/order/{n}": s.showOrder, "/authz/{n}": s.authorization, "/challenge/{n}": s.challenge, "/finalize/{n}": s.finalize, "/cert/{n}": s.certificate,
 	} {
 		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 			account, body, err := s.verify(r)
@@ -109,19 +191,19 @@ func newACME(t *testing.T, life time.Duration) *acmeServer {
 	return s
 }
 
-// roots is what the server's own certificate is checked against, in PEM.
-func (s *acmeServer) roots() string {
+// Roots is what the server's own certificate is checked against, in PEM.
+func (s *Server) Roots() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}))
 }
 
-// at tells what time it is.
-func (s *acmeServer) at(now time.Time) {
+// At tells what time it is.
+func (s *Server) At(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.now = now
 }
 
-func (s *acmeServer) nonce(w http.ResponseWriter) {
+func (s *Server) nonce(w http.ResponseWriter) {
 	n := rand.Text()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,8 +211,14 @@ func (s *acmeServer) nonce(w http.ResponseWriter) {
 	w.Header().Set("Replay-Nonce", n)
 }
 
-func (s *acmeServer) answer(w http.ResponseWriter, code int, location string, out any, err error) {
+func (s *Server) answer(w http.ResponseWriter, code int, location string, out any, err error) {
 	s.nonce(w)
+	if p := (*Problem)(nil); errors.As(err, &p) {
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(p.Status)
+		json.NewEncoder(w).Encode(map[string]any{"type": "urn:ietf:params:acme:error:" + p.Type, "detail": p.Detail, "status": p.Status})
+		return
+	}
 	if err != nil {
 		s.mu.Lock()
 		s.faults = append(s.faults, err.Error())
@@ -155,7 +243,7 @@ func (s *acmeServer) answer(w http.ResponseWriter, code int, location string, ou
 
 // verify checks a request's signature, nonce and address (RFC 8555 section 6), and makes
 // the account of a key that is shown.
-func (s *acmeServer) verify(r *http.Request) (account int, payload []byte, err error) {
+func (s *Server) verify(r *http.Request) (account int, payload []byte, err error) {
 	var jws struct{ Protected, Payload, Signature string }
 	b, err := io.ReadAll(io.LimitReader(r.Body, 64<<10))
 	if err == nil {
@@ -193,9 +281,9 @@ func (s *acmeServer) verify(r *http.Request) (account int, payload []byte, err e
 		}
 		sum := sha256.Sum256(fmt.Appendf(nil, `{"crv":"P-256","kty":"EC","x":%q,"y":%q}`, head.JWK.X, head.JWK.Y))
 		thumb := b64.EncodeToString(sum[:])
-		if account = slices.IndexFunc(s.accounts, func(a acmeAccount) bool { return a.thumbprint == thumb }); account < 0 {
+		if account = slices.IndexFunc(s.accounts, func(a client) bool { return a.thumbprint == thumb }); account < 0 {
 			account = len(s.accounts)
-			s.accounts = append(s.accounts, acmeAccount{pub, thumb})
+			s.accounts = append(s.accounts, client{pub, thumb})
 		}
 	} else if account, err = strconv.Atoi(strings.TrimPrefix(head.Kid, s.URL+"/account/")); err != nil || account < 0 || account >= len(s.accounts) {
 		return 0, nil, fmt.Errorf("account %q", head.Kid)
@@ -212,23 +300,29 @@ func (s *acmeServer) verify(r *http.Request) (account int, payload []byte, err e
 	return account, payload, err
 }
 
-func (s *acmeServer) newOrder(account int, _ string, body []byte) (int, string, any, error) {
+func (s *Server) newOrder(account int, _ string, body []byte) (int, string, any, error) {
 	var in struct {
 		Identifiers []struct{ Type, Value string }
+		Replaces    string
 	}
 	if err := json.Unmarshal(body, &in); err != nil || len(in.Identifiers) != 1 || in.Identifiers[0].Type != "dns" {
 		return 0, "", nil, fmt.Errorf("order: %s, %w", body, err)
 	}
 	s.mu.Lock()
-	s.orders = append(s.orders, &acmeOrder{account: account, name: in.Identifiers[0].Value, token: rand.Text()})
+	s.asked++
+	if s.refuse != nil {
+		defer s.mu.Unlock()
+		return 0, "", nil, s.refuse
+	}
+	s.orders = append(s.orders, &order{account: account, name: in.Identifiers[0].Value, token: rand.Text(), replaces: in.Replaces})
 	n := strconv.Itoa(len(s.orders) - 1)
 	s.mu.Unlock()
-	_, location, out, err := s.order(account, n, nil)
+	_, location, out, err := s.showOrder(account, n, nil)
 	return http.StatusCreated, location, out, err
 }
 
 // find looks up an order of an account; s.mu is held.
-func (s *acmeServer) find(account int, arg string) (*acmeOrder, error) {
+func (s *Server) find(account int, arg string) (*order, error) {
 	n, err := strconv.Atoi(arg)
 	if err != nil || n < 0 || n >= len(s.orders) || s.orders[n].account != account {
 		return nil, fmt.Errorf("order %q is not of this account", arg)
@@ -236,7 +330,7 @@ func (s *acmeServer) find(account int, arg string) (*acmeOrder, error) {
 	return s.orders[n], nil
 }
 
-func (s *acmeServer) order(account int, arg string, _ []byte) (int, string, any, error) {
+func (s *Server) showOrder(account int, arg string, _ []byte) (int, string, any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o, err := s.find(account, arg)
@@ -251,7 +345,7 @@ func (s *acmeServer) order(account int, arg string, _ []byte) (int, string, any,
 	return http.StatusOK, s.URL + "/order/" + arg, out, nil
 }
 
-func (o *acmeOrder) status(met string) string {
+func (o *order) status(met string) string {
 	switch {
 	case o.valid:
 		return met
@@ -261,7 +355,7 @@ func (o *acmeOrder) status(met string) string {
 	return "pending"
 }
 
-func (s *acmeServer) authorization(account int, arg string, _ []byte) (int, string, any, error) {
+func (s *Server) authorization(account int, arg string, _ []byte) (int, string, any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o, err := s.find(account, arg)
@@ -272,12 +366,12 @@ func (s *acmeServer) authorization(account int, arg string, _ []byte) (int, stri
 		"challenges": []any{o.describe(s.URL + "/challenge/" + arg)}}, nil
 }
 
-func (o *acmeOrder) describe(url string) map[string]string {
+func (o *order) describe(url string) map[string]string {
 	return map[string]string{"type": "dns-01", "url": url, "token": o.token, "status": o.status("valid")}
 }
 
 // challenge looks whether the DNS says what it should (RFC 8555 section 8.4).
-func (s *acmeServer) challenge(account int, arg string, _ []byte) (int, string, any, error) {
+func (s *Server) challenge(account int, arg string, _ []byte) (int, string, any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o, err := s.find(account, arg)
@@ -285,7 +379,7 @@ func (s *acmeServer) challenge(account int, arg string, _ []byte) (int, string, 
 		return 0, "", nil, err
 	}
 	sum := sha256.Sum256([]byte(o.token + "." + s.accounts[account].thumbprint))
-	got, err := s.lookup("_acme-challenge." + o.name + ".")
+	got, err := s.Lookup("_acme-challenge." + o.name + ".")
 	if o.valid = slices.Contains(got, b64.EncodeToString(sum[:])); !o.valid {
 		o.failed = true
 		s.faults = append(s.faults, fmt.Sprintf("challenge for %s: %q, %v", o.name, got, err))
@@ -293,14 +387,14 @@ func (s *acmeServer) challenge(account int, arg string, _ []byte) (int, string, 
 	return http.StatusOK, "", o.describe(s.URL + "/challenge/" + arg), nil
 }
 
-func (s *acmeServer) finalize(account int, arg string, body []byte) (int, string, any, error) {
+func (s *Server) finalize(account int, arg string, body []byte) (int, string, any, error) {
 	if err := s.issue(account, arg, body); err != nil {
 		return 0, "", nil, err
 	}
-	return s.order(account, arg, nil)
+	return s.showOrder(account, arg, nil)
 }
 
-func (s *acmeServer) issue(account int, arg string, body []byte) error {
+func (s *Server) issue(account int, arg string, body []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o, err := s.find(account, arg)
@@ -328,17 +422,17 @@ func (s *acmeServer) issue(account int, arg string, body []byte) error {
 	}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(int64(len(s.orders)) + 1000), DNSNames: csr.DNSNames, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(s.life),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	leaf, err := x509.CreateCertificate(rand.Reader, tmpl, s.root, csr.PublicKey, s.key)
+	leaf, err := x509.CreateCertificate(rand.Reader, tmpl, s.Root, csr.PublicKey, s.key)
 	if err != nil {
 		return err
 	}
-	for _, der := range [][]byte{leaf, s.root.Raw} {
+	for _, der := range [][]byte{leaf, s.Root.Raw} {
 		o.chain = append(o.chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
 	}
 	return nil
 }
 
-func (s *acmeServer) certificate(account int, arg string, _ []byte) (int, string, any, error) {
+func (s *Server) certificate(account int, arg string, _ []byte) (int, string, any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o, err := s.find(account, arg)
@@ -346,74 +440,4 @@ func (s *acmeServer) certificate(account int, arg string, _ []byte) (int, string
 		return 0, "", nil, fmt.Errorf("no certificate %s: %w", arg, err)
 	}
 	return http.StatusOK, "", o.chain, nil
-}
-
-// warm lets certmagic get one certificate in the machine's time. It keeps a goroutine for
-// each directory and e-mail address for as long as the process lives, which must not begin
-// in virtual time.
-func (s *acmeServer) warm(t *testing.T, settings certs.ACME) { s.obtain(t, t.TempDir(), settings) }
-
-// obtain gets a certificate for warm.example.net, and returns a function that opens what is
-// then in dir.
-func (s *acmeServer) obtain(t *testing.T, dir string, settings certs.ACME) func() *certs.Manager {
-	t.Helper()
-	root, key, err := ca.New("warm", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := ca.Open(root, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	open := func() *certs.Manager {
-		m, err := certs.Open(certs.Options{Dir: dir, Names: []string{"warm.example.net"}, Authority: func() (*ca.Authority, error) { return a, nil },
-			Root: func() string { return root }, ACME: func() certs.ACME { return settings }, Changed: func() <-chan struct{} { return nil }, Log: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return m
-	}
-	m := open()
-	lookup := s.lookup
-	s.lookup = func(name string) ([]string, error) { return m.TXT(name), nil }
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() { m.Run(ctx) })
-	for end := time.Now().Add(10 * time.Second); m.List()[0].Source != "ACME"; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("no certificate: %+v, %q", m.List(), s.faults)
-		}
-	}
-	cancel()
-	wg.Wait()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lookup = lookup
-	if len(s.faults) > 0 {
-		t.Errorf("faults: %q", s.faults)
-	}
-	return open
-}
-
-// What was obtained is served from the start: nobody sees another certificate right after
-// a restart.
-func TestServedFromTheStart(t *testing.T) {
-	t.Parallel()
-	s := newACME(t, 90*24*time.Hour)
-	open := s.obtain(t, t.TempDir(), certs.ACME{Directory: s.URL + "/dir", Roots: s.roots()})
-	s.Close()
-	m := open()
-	if l := m.List(); l[0].Source != "ACME" || !l[0].Served {
-		t.Errorf("before it runs: %+v", l)
-	}
-	// What it says of itself: both certificates have one key, so that TLSA records hold.
-	if keys := m.Keys(); len(keys) != 1 || len(keys[0]) != 64 {
-		t.Errorf("keys %q", keys)
-	}
-	if now := time.Now(); !m.Trusted(now) || m.Trusted(now.Add(91*24*time.Hour)) {
-		t.Error("a certificate is trusted while it is in force")
-	}
-	if uri := m.Account(t.Context()); !strings.HasPrefix(uri, s.URL+"/account/") {
-		t.Errorf("account %q", uri)
-	}
 }

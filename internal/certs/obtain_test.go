@@ -1,0 +1,131 @@
+package certs_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"msgw/internal/ca"
+	"msgw/internal/certs"
+	"msgw/internal/certs/acmetest"
+)
+
+// host is a node as its certificates see it.
+type host struct {
+	t         *testing.T
+	ca        *acmetest.Server
+	dir       string
+	authority *ca.Authority
+	root      string
+	acme      certs.ACME
+	opt       certs.Options // what differs from the default
+	m         *certs.Manager
+	stop      func()
+}
+
+// newHost makes a host without a directory to order from.
+func newHost(t *testing.T) *host {
+	t.Helper()
+	h := &host{t: t, dir: t.TempDir()}
+	root, key, err := ca.New("warm", time.Now())
+	if err == nil {
+		h.root = root
+		h.authority, err = ca.Open(root, key)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// open opens the certificates as a start does.
+func (h *host) open() *certs.Manager {
+	h.t.Helper()
+	opt := h.opt
+	opt.Dir, opt.Log = h.dir, slog.New(slog.DiscardHandler)
+	if opt.Names == nil {
+		opt.Names = []string{"msgw1.example.net"}
+	}
+	opt.Authority = func() (*ca.Authority, error) { return h.authority, nil }
+	opt.Root, opt.ACME, opt.Changed = func() string { return h.root }, func() certs.ACME { return h.acme }, func() <-chan struct{} { return nil }
+	m, err := certs.Open(opt)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.m = m
+	return m
+}
+
+// run opens them and lets them run until stop.
+func (h *host) run() *certs.Manager {
+	m := h.open()
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { m.Run(ctx) })
+	h.stop = func() { cancel(); wg.Wait() }
+	return m
+}
+
+// use orders from a server of the test, whose challenges the host answers.
+func (h *host) use(life time.Duration) *acmetest.Server {
+	h.ca = acmetest.New(h.t, life)
+	h.acme = certs.ACME{Directory: h.ca.URL + "/dir", Roots: h.ca.Roots()}
+	h.ca.Lookup = func(name string) ([]string, error) { return h.m.TXT(name), nil }
+	return h.ca
+}
+
+// leaf is what is shown to who asks for a name.
+func (h *host) leaf(name string) *x509.Certificate {
+	h.t.Helper()
+	c, err := h.m.TLS().GetCertificate(&tls.ClientHelloInfo{ServerName: name})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return c.Leaf
+}
+
+// within waits for something in the machine's time.
+func (h *host) within(what string, ok func() bool) {
+	h.t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			h.t.Fatalf("not in time: %s; %+v, %q", what, h.m.List(), h.ca.Faults())
+		}
+	}
+}
+
+func (h *host) public() bool { return h.m.List()[0].Source == certs.FromACME && h.m.List()[0].Served }
+
+// What was obtained is served from the start: nobody sees another certificate right after
+// a restart.
+func TestServedFromTheStart(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	s := h.use(90 * 24 * time.Hour)
+	h.run()
+	h.within("a certificate", h.public)
+	h.stop()
+	s.Close()
+	m := h.open()
+	if l := m.List(); l[0].Source != "ACME" || !l[0].Served {
+		t.Errorf("before it runs: %+v", l)
+	}
+	// What it says of itself: both certificates have one key, so that TLSA records hold.
+	if keys := m.Keys(); len(keys) != 1 || len(keys[0]) != 64 {
+		t.Errorf("keys %q", keys)
+	}
+	if now := time.Now(); !m.Trusted("msgw1.example.net", now) || m.Trusted("msgw1.example.net", now.Add(91*24*time.Hour)) {
+		t.Error("a certificate is trusted while it is in force")
+	}
+	if uri := m.Account(t.Context()); !strings.HasPrefix(uri, s.URL+"/account/") {
+		t.Errorf("account %q", uri)
+	}
+	if f := s.Faults(); len(f) > 0 {
+		t.Errorf("faults: %q", f)
+	}
+}

@@ -1,0 +1,316 @@
+package certs
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+
+	"msgw/internal/durable"
+)
+
+// publicDir has the chains that were obtained, a file for each name: what is served, and
+// what is served on when there is no better one.
+const publicDir = "public"
+
+func (m *Manager) publicPath(name string) string {
+	return m.path(publicDir, certmagic.StorageKeys.Safe(name)+".crt")
+}
+
+// wanted returns the names that public certificates are served for.
+func (m *Manager) wanted() []string { return slices.Concat(m.opt.Names, m.opt.Shared()) }
+
+// ordersFor says how a name is ordered.
+func (m *Manager) ordersFor(a *account, name string) orders {
+	if slices.Contains(m.opt.Names, name) {
+		return a.hosts
+	}
+	return a.shared
+}
+
+// ownKeys returns every key that a certificate here may have.
+func (m *Manager) ownKeys() []crypto.Signer {
+	var keys []crypto.Signer
+	for _, name := range []string{hostKey, nextKey, sharedKey} {
+		if k, err := m.keys.read(name); err == nil {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// loadPublic loads the certificates that were obtained. One that was obtained right before
+// a crash may be in the account's storage only.
+func (m *Manager) loadPublic() {
+	keys, a := m.ownKeys(), m.current()
+	for _, name := range m.wanted() {
+		m.mu.Lock()
+		tried := m.loaded[name]
+		m.loaded[name] = true
+		m.mu.Unlock()
+		if tried {
+			continue
+		}
+		b, err := os.ReadFile(m.publicPath(name))
+		if err == nil {
+			var c *tls.Certificate
+			if c, err = pair(b, keys...); err == nil {
+				m.mu.Lock()
+				m.public[name] = c
+				m.mu.Unlock()
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			m.opt.Log.Error("a certificate that was obtained cannot be loaded", "name", name, "err", err)
+		}
+		if a == nil {
+			continue
+		}
+		chain, err := m.ordersFor(a, name).chain(a.ctx, name)
+		if err != nil {
+			continue // none was ever obtained there
+		}
+		if c, err := pair(chain, keys...); err == nil && m.newer(name, c) {
+			if err := m.accept(a, name, chain); err != nil {
+				m.opt.Log.Error("a certificate that was obtained cannot be stored", "name", name, "err", err)
+			}
+		}
+	}
+}
+
+// newer reports whether a certificate was issued after the one that is held.
+func (m *Manager) newer(name string, c *tls.Certificate) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	have := m.public[name]
+	return have == nil || c.Leaf.NotBefore.After(have.Leaf.NotBefore)
+}
+
+// accept stores a certificate that was obtained, and serves it from then on.
+func (m *Manager) accept(a *account, name string, chain []byte) error {
+	c, err := pair(chain, m.ownKeys()...)
+	if err != nil {
+		return err
+	}
+	if err := c.Leaf.VerifyHostname(name); err != nil {
+		return err
+	}
+	// Served also if it cannot be stored: then it is ordered again after a restart.
+	m.mu.Lock()
+	m.public[name] = c
+	p := m.state.of(name)
+	*p = progress{Directory: a.settings.Directory, Last: p.Last}
+	m.mu.Unlock()
+	if err = makeDirs(m.opt.Dir, m.path(publicDir)); err == nil {
+		err = durable.ReplaceFile(m.publicPath(name), chain)
+	}
+	return errors.Join(err, m.saveState())
+}
+
+// keepOrdered orders what is due, until ctx ends.
+func (m *Manager) keepOrdered(ctx context.Context) {
+	for ctx.Err() == nil {
+		m.lookAtFiles(time.Now())
+		if a := m.current(); a != nil {
+			m.orderDue(ctx, a)
+		}
+		m.rollOver(ctx)
+		pause := time.Minute
+		if m.pending() {
+			pause = 5 * time.Second
+		}
+		select {
+		case <-m.wake:
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// pending reports whether something is watched closely.
+func (m *Manager) pending() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.next != nil || len(m.files) > 0
+}
+
+// orderDue orders the certificates that are due.
+func (m *Manager) orderDue(ctx context.Context, a *account) {
+	m.loadPublic() // a name may be wanted again
+	for _, name := range m.wanted() {
+		if ctx.Err() != nil || a.ctx.Err() != nil {
+			return
+		}
+		if m.byFile(name) {
+			continue
+		}
+		m.askInfo(a, name)
+		m.mu.Lock()
+		due := !time.Now().Before(m.dueAt(a, name))
+		m.mu.Unlock()
+		if due {
+			_ = m.order(ctx, a, name, false) // it is taken down
+		}
+		m.alert(name)
+	}
+}
+
+// byFile reports whether an operator brings the certificate for a name.
+func (m *Manager) byFile(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.ContainsFunc(m.files, func(f *file) bool { return f.cert != nil && f.cert.Leaf.VerifyHostname(name) == nil })
+}
+
+// dueAt is when the next order for a name may be made; m.mu is held.
+func (m *Manager) dueAt(a *account, name string) time.Time {
+	p, c, now := m.state.of(name), m.public[name], time.Now()
+	var at time.Time // at once, if none of this directory is held
+	if c != nil && p.Directory == a.settings.Directory {
+		at = p.due(c.Leaf.NotBefore, c.Leaf.NotAfter)
+	}
+	if first := p.notBefore(now); first.After(at) {
+		at = first
+	}
+	return at
+}
+
+// askInfo asks the CA from time to time when it would have a certificate renewed.
+func (m *Manager) askInfo(a *account, name string) {
+	m.mu.Lock()
+	p, c := m.state.of(name), m.public[name]
+	stale := c != nil && p.Directory == a.settings.Directory && p.infoStale(time.Now())
+	m.mu.Unlock()
+	if !stale {
+		return
+	}
+	info, err := m.ordersFor(a, name).renewalInfo(a.ctx, c.Leaf)
+	if ended(a.ctx) {
+		return
+	}
+	m.mu.Lock()
+	p.noteInfo(info, err, time.Now())
+	m.mu.Unlock()
+	if err := m.saveState(); err != nil {
+		m.opt.Log.Warn("it cannot be stored when certificates are due", "err", err)
+	}
+	if err != nil {
+		m.opt.Log.Debug("the CA does not say when a certificate is to be renewed", "name", name, "err", err)
+	}
+}
+
+// order orders a certificate once and takes down what became of it. next: with the key
+// that was announced.
+func (m *Manager) order(ctx context.Context, a *account, name string, next bool) error {
+	m.ordering.Lock()
+	defer m.ordering.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(a.ctx, cancel)() // the settings have changed
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	o := m.ordersFor(a, name)
+	m.useNext = next
+	m.mu.Lock()
+	p := m.state.of(name)
+	p.Last = time.Now()
+	// Every other time without a word of what is replaced: a CA that issued a certificate
+	// that could not be stored refuses to have the one before replaced again.
+	o.config.DisableARI = p.Failures%2 == 1
+	m.mu.Unlock()
+	// Before the order: a node that dies in each of them counts them all the same.
+	if err := m.saveState(); err != nil {
+		m.opt.Log.Warn("it cannot be stored that a certificate is ordered", "err", err)
+	}
+	chain, err := o.order(ctx, name)
+	if err == nil {
+		if err = m.accept(a, name, chain); err == nil {
+			m.mu.Lock()
+			until := m.public[name].Leaf.NotAfter
+			m.mu.Unlock()
+			m.opt.Log.Info("certificate obtained", "name", name, "directory", a.settings.Directory, "until", until)
+			return nil
+		}
+		err = fmt.Errorf("obtained, but not stored: %w", err)
+	}
+	if ended(ctx) {
+		return ctx.Err()
+	}
+	m.mu.Lock()
+	p.failed(err, time.Now())
+	first, pause := p.Failures == 1, p.Next
+	m.mu.Unlock()
+	level := m.opt.Log.Warn
+	if !first {
+		level = m.opt.Log.Info // once is enough; the last error is shown by status
+	}
+	level("certificate not obtained; it is tried again", "name", name, "at", pause, "err", p.Error)
+	if serr := m.saveState(); serr != nil {
+		m.opt.Log.Warn("it cannot be stored that a certificate was ordered", "err", serr)
+	}
+	return err
+}
+
+// alert says once that a certificate could not be renewed and is late, and again when it
+// has ended.
+func (m *Manager) alert(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p, c := m.state.of(name), m.public[name]
+	if p.Failures == 0 {
+		return
+	}
+	now := time.Now()
+	switch {
+	case c == nil || p.alerted && now.Before(c.Leaf.NotAfter) || p.alertedEnd:
+	case now.After(c.Leaf.NotAfter):
+		p.alerted, p.alertedEnd = true, true
+		m.opt.Log.Error("a certificate has ended and is served on: senders and archives that check it do not come", "name", name, "ended", c.Leaf.NotAfter, "err", p.Error)
+	case late(c, now):
+		p.alerted = true
+		m.opt.Log.Error("a certificate will end: it could not be renewed", "name", name, "until", c.Leaf.NotAfter, "attempts", p.Failures, "next", p.Next, "err", p.Error)
+	}
+}
+
+// late reports whether a certificate should have been renewed: a quarter of its life is
+// left, or the CA's word of a third is long past.
+func late(c *tls.Certificate, now time.Time) bool {
+	return now.After(c.Leaf.NotAfter.Add(-c.Leaf.NotAfter.Sub(c.Leaf.NotBefore) / 4))
+}
+
+// ErrNotOrdered says that there is no directory to order a certificate from, or that an
+// operator brings it.
+var ErrNotOrdered = errors.New("no certificate is ordered for that name")
+
+// Renew orders a certificate now, whether it is due or not. Without a name it orders those
+// for every name. The errors are those of the orders, or ErrNotOrdered.
+func (m *Manager) Renew(ctx context.Context, name string) error {
+	a := m.current()
+	if a == nil {
+		return ErrNotOrdered
+	}
+	names := []string{name}
+	if name == "" {
+		names = m.wanted()
+	} else if !slices.Contains(m.wanted(), name) || m.byFile(name) {
+		return ErrNotOrdered
+	}
+	var errs []error
+	for _, name := range names {
+		if m.byFile(name) {
+			continue
+		}
+		if err := m.order(ctx, a, name, false); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
