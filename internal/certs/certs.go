@@ -104,9 +104,7 @@ func Open(opt Options) (*Manager, error) {
 	}
 	// Before the first port opens: who comes right after a restart sees no other
 	// certificate than before it.
-	for _, f := range opt.Files {
-		m.files = append(m.files, &file{File: f})
-	}
+	m.openFiles()
 	m.lookAtFiles(time.Now())
 	m.followACME()
 	m.loadPublic()
@@ -130,15 +128,16 @@ func (m *Manager) Run(ctx context.Context) {
 	defer m.stopACME()
 	orders.Go(func() { m.keepOrdered(ctx) })
 	for {
-		changed := m.opt.Changed()
+		changed, pause := m.opt.Changed(), time.Hour
 		if err := m.renewLocal(time.Now()); err != nil {
+			pause = time.Minute
 			m.opt.Log.Error("cannot renew the certificate of the cluster's CA; the old one is served on", "err", err)
 		}
 		m.followACME()
 		m.notify()
 		select {
 		case <-changed:
-		case <-time.After(time.Minute):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return
 		}

@@ -5,13 +5,19 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"msgw/internal/durable"
 )
 
 // File is a certificate that an operator brings, in PEM: the chain, the host's certificate
@@ -87,14 +93,72 @@ func (m *Manager) checkFile(f File, chain, key []byte, now time.Time) (*tls.Cert
 	return c, nil
 }
 
+// keptDir has a copy of each pair that was served, chain and key in one file, for a restart
+// after what an operator put into place cannot be used, or not yet.
+const keptDir = "files"
+
+func (m *Manager) keptPath(f File) string {
+	return m.path(keptDir, sum([]byte(f.Chain + "\n" + f.Key))[:16]+".pem")
+}
+
+// openFiles loads the copies, and removes those of files that are not named any more.
+func (m *Manager) openFiles() {
+	kept := map[string]bool{}
+	for _, named := range m.opt.Files {
+		f := &file{File: named}
+		m.files = append(m.files, f)
+		path := m.keptPath(named)
+		kept[path] = true
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		var k crypto.Signer
+		if err == nil {
+			k, err = parseKey(path, b)
+		}
+		if err == nil {
+			f.cert, err = pair(b, k)
+		}
+		if err != nil {
+			m.opt.Log.Error("the copy of a certificate file cannot be used", "err", err)
+		}
+	}
+	old, _ := filepath.Glob(m.path(keptDir, "*.pem"))
+	for _, path := range old {
+		if !kept[path] {
+			if err := os.Remove(path); err != nil {
+				m.opt.Log.Warn("the copy of a certificate file is left", "err", err)
+			}
+		}
+	}
+}
+
+// keep stores a copy of a pair that is served.
+func (m *Manager) keep(f File, c *tls.Certificate) error {
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		return err
+	}
+	var b []byte
+	for _, chain := range c.Certificate {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain})...)
+	}
+	b = append(b, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})...)
+	if err := makeDirs(m.opt.Dir, m.path(keptDir)); err != nil {
+		return err
+	}
+	return durable.ReplaceFile(m.keptPath(f), b)
+}
+
 // noteFile takes down what was found in a file.
 func (m *Manager) noteFile(f *file, c *tls.Certificate, err error) {
+	m.mu.Lock()
+	served := f.cert
+	m.mu.Unlock()
 	var waits error
 	if c != nil && m.announces(c) {
-		m.mu.Lock()
-		old := m.state.Files[f.Chain]
-		m.mu.Unlock()
-		if key := sum(c.Leaf.RawSubjectPublicKeyInfo); key != old {
+		if key := sum(c.Leaf.RawSubjectPublicKeyInfo); served == nil || key != sum(served.Leaf.RawSubjectPublicKeyInfo) {
 			waits = m.opt.Announced(key)
 		}
 	}
@@ -107,7 +171,6 @@ func (m *Manager) noteFile(f *file, c *tls.Certificate, err error) {
 		f.coming, f.err = c, waits
 	default:
 		f.cert = c
-		m.state.Files[f.Chain] = sum(c.Leaf.RawSubjectPublicKeyInfo)
 	}
 	m.mu.Unlock()
 	switch {
@@ -118,8 +181,8 @@ func (m *Manager) noteFile(f *file, c *tls.Certificate, err error) {
 		m.opt.Log.Info("a certificate file has another key; it is served once resolvers know of it", "file", f.Chain, "err", waits)
 	case waits == nil:
 		m.opt.Log.Info("certificate file in use", "file", f.Chain, "names", c.Leaf.DNSNames, "until", c.Leaf.NotAfter)
-		if err := m.saveState(); err != nil {
-			m.opt.Log.Warn("it cannot be stored which certificate files were served", "err", err)
+		if err := m.keep(f.File, c); err != nil {
+			m.opt.Log.Warn("a certificate file cannot be copied; it is served all the same", "err", err)
 		}
 	}
 }

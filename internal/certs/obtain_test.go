@@ -26,12 +26,43 @@ type host struct {
 	opt       certs.Options // what differs from the default
 	m         *certs.Manager
 	stop      func()
+	log       logBuffer
+}
+
+// logBuffer keeps what was logged.
+type logBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (h *host) logged() string {
+	h.log.mu.Lock()
+	defer h.log.mu.Unlock()
+	return h.log.b.String()
+}
+
+// restart stops what runs, and starts it again.
+func (h *host) restart() {
+	h.stop()
+	h.run()
 }
 
 // newHost makes a host without a directory to order from.
 func newHost(t *testing.T) *host {
 	t.Helper()
-	h := &host{t: t, dir: t.TempDir()}
+	return newHostIn(t, t.TempDir())
+}
+
+// newHostIn makes one in a directory.
+func newHostIn(t *testing.T, dir string) *host {
+	t.Helper()
+	h := &host{t: t, dir: dir}
 	root, key, err := ca.New("warm", time.Now())
 	if err == nil {
 		h.root = root
@@ -47,7 +78,7 @@ func newHost(t *testing.T) *host {
 func (h *host) open() *certs.Manager {
 	h.t.Helper()
 	opt := h.opt
-	opt.Dir, opt.Log = h.dir, slog.New(slog.DiscardHandler)
+	opt.Dir, opt.Log = h.dir, slog.New(slog.NewTextHandler(&h.log, nil))
 	if opt.Names == nil {
 		opt.Names = []string{"msgw1.example.net"}
 	}

@@ -85,12 +85,12 @@ func (m *Manager) loadPublic() {
 	}
 }
 
-// newer reports whether a certificate was issued after the one that is held.
+// newer reports whether a certificate is another one than what is held, and not older.
 func (m *Manager) newer(name string, c *tls.Certificate) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	have := m.public[name]
-	return have == nil || c.Leaf.NotBefore.After(have.Leaf.NotBefore)
+	return have == nil || !c.Leaf.Equal(have.Leaf) && !c.Leaf.NotBefore.Before(have.Leaf.NotBefore)
 }
 
 // accept stores a certificate that was obtained, and serves it from then on.
@@ -118,13 +118,14 @@ func (m *Manager) accept(a *account, name string, chain []byte) error {
 func (m *Manager) keepOrdered(ctx context.Context) {
 	for ctx.Err() == nil {
 		m.lookAtFiles(time.Now())
+		pause := time.Hour // a clock that was set is noticed
 		if a := m.current(); a != nil {
 			m.orderDue(ctx, a)
+			pause = min(pause, max(time.Second, m.untilDue(a)))
 		}
 		m.rollOver(ctx)
-		pause := time.Minute
 		if m.pending() {
-			pause = 5 * time.Second
+			pause = min(pause, 5*time.Second)
 		}
 		select {
 		case <-m.wake:
@@ -132,6 +133,20 @@ func (m *Manager) keepOrdered(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// untilDue is the time until the next order is due.
+func (m *Manager) untilDue(a *account) time.Duration {
+	next := time.Duration(1<<63 - 1)
+	for _, name := range m.wanted() {
+		if m.byFile(name) {
+			continue
+		}
+		m.mu.Lock()
+		next = min(next, time.Until(m.dueAt(a, name)))
+		m.mu.Unlock()
+	}
+	return next
 }
 
 // pending reports whether something is watched closely.
@@ -196,10 +211,14 @@ func (m *Manager) askInfo(a *account, name string) {
 		return
 	}
 	m.mu.Lock()
+	before := p.Info.SelectedTime
 	p.noteInfo(info, err, time.Now())
+	changed := !p.Info.SelectedTime.Equal(before)
 	m.mu.Unlock()
-	if err := m.saveState(); err != nil {
-		m.opt.Log.Warn("it cannot be stored when certificates are due", "err", err)
+	if changed {
+		if err := m.saveState(); err != nil {
+			m.opt.Log.Warn("it cannot be stored when certificates are due", "err", err)
+		}
 	}
 	if err != nil {
 		m.opt.Log.Debug("the CA does not say when a certificate is to be renewed", "name", name, "err", err)
@@ -270,11 +289,11 @@ func (m *Manager) alert(name string) {
 	}
 	now := time.Now()
 	switch {
-	case c == nil || p.alerted && now.Before(c.Leaf.NotAfter) || p.alertedEnd:
+	case c == nil || p.alertedEnd:
 	case now.After(c.Leaf.NotAfter):
 		p.alerted, p.alertedEnd = true, true
 		m.opt.Log.Error("a certificate has ended and is served on: senders and archives that check it do not come", "name", name, "ended", c.Leaf.NotAfter, "err", p.Error)
-	case late(c, now):
+	case late(c, now) && !p.alerted:
 		p.alerted = true
 		m.opt.Log.Error("a certificate will end: it could not be renewed", "name", name, "until", c.Leaf.NotAfter, "attempts", p.Failures, "next", p.Next, "err", p.Error)
 	}

@@ -36,7 +36,6 @@ type progress struct {
 // state is what survives a restart, beside keys and certificates.
 type state struct {
 	Orders map[string]*progress `json:"orders"`
-	Files  map[string]string    `json:"files,omitempty"` // SHA-256 of the key of each file that was served
 }
 
 const stateFile = "state.json"
@@ -52,9 +51,6 @@ func readState(dir string) (*state, error) {
 	}
 	if err != nil || s.Orders == nil {
 		s.Orders = map[string]*progress{}
-	}
-	if s.Files == nil {
-		s.Files = map[string]string{}
 	}
 	return s, err
 }

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -44,6 +45,8 @@ type Server struct {
 	nonces   map[string]bool
 	accounts []client
 	asked    int // orders
+	down     bool
+	dropped  int
 	orders   []*order
 	faults   []string
 }
@@ -68,6 +71,46 @@ func (s *Server) Refuse(p *Problem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refuse = p
+}
+
+// Down closes every connection at once from now on, until it is called with false.
+func (s *Server) Down(down bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.down = down
+}
+
+// Dropped returns how many connections were closed at once.
+func (s *Server) Dropped() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dropped
+}
+
+// door is the listener of a server.
+type door struct {
+	net.Listener
+	s *Server
+}
+
+// Accept returns the next connection that is let in.
+func (d *door) Accept() (net.Conn, error) {
+	for {
+		c, err := d.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		d.s.mu.Lock()
+		down := d.s.down
+		if down {
+			d.s.dropped++
+		}
+		d.s.mu.Unlock()
+		if !down {
+			return c, nil
+		}
+		c.Close()
+	}
 }
 
 // Suggest says when certificates are to be renewed.
@@ -186,6 +229,7 @@ func New(t *testing.T, life time.Duration) *Server {
 	})
 	s.Server = httptest.NewUnstartedServer(mux)
 	s.Config.SetKeepAlivesEnabled(false)
+	s.Listener = &door{Listener: s.Listener, s: s}
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s
