@@ -103,10 +103,15 @@ func (m *Manager) accept(a *account, name string, chain []byte) error {
 		return err
 	}
 	// Served also if it cannot be stored: then it is ordered again after a restart.
+	now := time.Now()
 	m.mu.Lock()
+	if have := m.public[name]; have != nil && now.After(c.Leaf.NotAfter) && now.Before(have.Leaf.NotAfter) {
+		m.mu.Unlock()
+		return fmt.Errorf("it ended %s already", c.Leaf.NotAfter.UTC().Format(time.DateTime))
+	}
 	m.public[name] = c
 	p := m.state.of(name)
-	*p = progress{Directory: a.settings.Directory, Last: p.Last}
+	*p = progress{Directory: a.settings.Directory, Last: p.Last, Obtained: now}
 	m.mu.Unlock()
 	if err = makeDirs(m.opt.Dir, m.path(publicDir)); err == nil {
 		err = durable.ReplaceFile(m.publicPath(name), chain)
@@ -175,6 +180,9 @@ func (m *Manager) dueAt(a *account, name string) time.Time {
 	var at time.Time // at once, if none of this directory is held
 	if c != nil && p.Directory == a.settings.Directory {
 		at = p.due(c.Leaf.NotBefore, c.Leaf.NotAfter)
+		if first := p.settled(c.Leaf.NotBefore, c.Leaf.NotAfter, now); first.After(at) {
+			at = first
+		}
 	}
 	if first := p.notBefore(now); first.After(at) {
 		at = first
@@ -239,7 +247,7 @@ func (m *Manager) order(ctx context.Context, a *account, name string, next bool)
 			m.opt.Log.Info("certificate obtained", "name", name, "directory", a.settings.Directory, "until", until)
 			return nil
 		}
-		err = fmt.Errorf("obtained, but not stored: %w", err)
+		err = fmt.Errorf("obtained, but not taken into use or not stored: %w", err)
 	}
 	if ended(ctx) {
 		return ctx.Err()
