@@ -126,6 +126,13 @@ func (m *Manager) useNextKey(next crypto.Signer) error {
 	}
 	m.mu.Lock()
 	m.next = nil
+	for _, name := range m.opt.Names {
+		// Obtained of a directory that is not set now. If it is again, nobody knows of
+		// the old key any more.
+		if c := m.public[name]; c != nil && !sameKey(c, next) {
+			delete(m.public, name)
+		}
+	}
 	m.mu.Unlock()
 	m.opt.Log.Info("the announced key is in use", "sha256", sumOf(next))
 	return nil
