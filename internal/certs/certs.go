@@ -15,6 +15,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -106,6 +107,16 @@ func Open(opt Options) (*Manager, error) {
 	// certificate than before it.
 	for _, f := range opt.Files {
 		m.files = append(m.files, &file{File: f})
+	}
+	// The key of a file that is not configured is not announced: it is new if it comes back.
+	known := len(m.state.Files)
+	maps.DeleteFunc(m.state.Files, func(chain, _ string) bool {
+		return !slices.ContainsFunc(opt.Files, func(f File) bool { return f.Chain == chain })
+	})
+	if len(m.state.Files) < known {
+		if err := m.saveState(); err != nil {
+			opt.Log.Warn("it cannot be stored which certificate files are not configured any more", "err", err)
+		}
 	}
 	m.lookAtFiles(time.Now())
 	m.followACME()

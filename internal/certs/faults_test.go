@@ -1,20 +1,31 @@
 package certs_test
 
 import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"msgw/internal/ca"
 	"msgw/internal/certs"
 	"msgw/internal/certs/acmetest"
 )
 
 // virtual runs a test in virtual time, with a CA that lives outside of it.
-func virtual(t *testing.T, life time.Duration, test func(h *host, s *acmetest.Server)) {
+func virtual(t *testing.T, life time.Duration, test func(t *testing.T, h *host, s *acmetest.Server)) {
 	t.Helper()
 	s := acmetest.New(t, life)
 	settings := certs.ACME{Directory: s.URL + "/dir", Roots: s.Roots()}
@@ -26,7 +37,7 @@ func virtual(t *testing.T, life time.Duration, test func(h *host, s *acmetest.Se
 		h.ca, h.acme = s, settings
 		s.Lookup = func(name string) ([]string, error) { return h.m.TXT(name), nil }
 		s.At(time.Now())
-		test(h, s)
+		test(t, h, s)
 	})
 }
 
@@ -82,7 +93,7 @@ func TestDamagedStorage(t *testing.T) {
 // A CA whose windows are always past (RFC 9773 section 4.2) is not asked in a loop.
 func TestWindowAlwaysPast(t *testing.T) {
 	t.Parallel()
-	virtual(t, 90*24*time.Hour, func(h *host, s *acmetest.Server) {
+	virtual(t, 90*24*time.Hour, func(t *testing.T, h *host, s *acmetest.Server) {
 		now := time.Now()
 		s.Suggest(&acmetest.Window{Start: now.Add(-48 * time.Hour), End: now.Add(-24 * time.Hour), Retry: time.Hour})
 		h.run()
@@ -107,7 +118,7 @@ func TestWindowAlwaysPast(t *testing.T) {
 // A CA that issues what has ended already does not take away what is in force.
 func TestIssuedEnded(t *testing.T) {
 	t.Parallel()
-	virtual(t, 30*24*time.Hour, func(h *host, s *acmetest.Server) {
+	virtual(t, 30*24*time.Hour, func(t *testing.T, h *host, s *acmetest.Server) {
 		h.run()
 		time.Sleep(time.Minute)
 		good := h.leaf("")
@@ -126,5 +137,151 @@ func TestIssuedEnded(t *testing.T) {
 			t.Errorf("not healed: %+v", l)
 		}
 		h.stop()
+	})
+}
+
+// bring writes a certificate of the cluster's CA for names into an operator's files.
+func (h *host) bring(f certs.File, names ...string) (key string) {
+	h.t.Helper()
+	k, err := ca.NewKey()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	chain, err := h.authority.IssueHost(names, k.Public(), time.Now())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for path, b := range map[string][]byte{f.Chain: []byte(chain), f.Key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	der, err = x509.MarshalPKIXPublicKey(k.Public())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:])
+}
+
+// A fault of a file is over once the file is as it was, or once its name is wanted.
+func TestFileHeals(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		one, two := certs.File{Chain: filepath.Join(h.dir, "a.crt"), Key: filepath.Join(h.dir, "a.key")}, certs.File{Chain: filepath.Join(h.dir, "b.crt"), Key: filepath.Join(h.dir, "b.key")}
+		h.bring(one, "msgw1.example.net")
+		h.bring(two, "mta-sts.example.net")
+		var shared atomic.Pointer[[]string]
+		shared.Store(&[]string{})
+		h.opt.Files, h.opt.Shared = []certs.File{one, two}, func() []string { return *shared.Load() }
+		h.run()
+		defer h.stop()
+		time.Sleep(time.Minute)
+		if l := h.m.List(); l[1].Served || l[1].Trouble == "" {
+			t.Errorf("of a name that is not wanted: %+v", l[1])
+		}
+		shared.Store(&[]string{"mta-sts.example.net"})
+		if err := os.Rename(one.Key, one.Key+"~"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if l := h.m.List(); !l[0].Served || l[0].Trouble == "" || !l[1].Served || l[1].Trouble != "" {
+			t.Errorf("key away, name wanted: %+v", l)
+		}
+		if err := os.Rename(one.Key+"~", one.Key); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if l := h.m.List(); !l[0].Served || l[0].Trouble != "" {
+			t.Errorf("all is well again: %+v", l[0])
+		}
+	})
+}
+
+// The key of a file is announced before it is served, also if it was served some time before.
+func TestFileComesBack(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	f := certs.File{Chain: filepath.Join(h.dir, "a.crt"), Key: filepath.Join(h.dir, "a.key")}
+	key := h.bring(f, "msgw1.example.net")
+	var waits error
+	h.opt.Files, h.opt.Announced = []certs.File{f}, func(string) error { return waits }
+	served := func(m *certs.Manager) bool { return m.List()[0].Served }
+	if !served(h.open()) {
+		t.Fatal("not served")
+	}
+	// A restart while it cannot be read, and one after it.
+	waits = errors.New("not announced")
+	if err := os.Rename(f.Chain, f.Chain+"~"); err != nil {
+		t.Fatal(err)
+	}
+	if m := h.open(); served(m) || !slices.Contains(m.Keys(), key) {
+		t.Errorf("away: %+v, keys %q lack %s", m.List(), m.Keys(), key)
+	}
+	if err := os.Rename(f.Chain+"~", f.Chain); err != nil {
+		t.Fatal(err)
+	}
+	if !served(h.open()) {
+		t.Error("announced all the time, and not served")
+	}
+	// Starts without it, and with it again.
+	h.opt.Files = nil
+	if m := h.open(); slices.Contains(m.Keys(), key) {
+		t.Error("announced although it is not configured")
+	}
+	h.opt.Files = []certs.File{f}
+	if m := h.open(); served(m) || !slices.Contains(m.Keys(), key) {
+		t.Error("served before it was announced")
+	}
+}
+
+// While no directory is set a rollover replaces the key of the cluster's CA alone. What was
+// obtained before has the old key, which nobody knows once the directory is set again.
+func TestRolloverWithoutDirectory(t *testing.T) {
+	t.Parallel()
+	virtual(t, 90*24*time.Hour, func(t *testing.T, h *host, _ *acmetest.Server) {
+		var directory atomic.Pointer[certs.ACME]
+		directory.Store(&h.acme)
+		opt := certs.Options{Dir: h.dir, Names: []string{"msgw1.example.net"}, Authority: func() (*ca.Authority, error) { return h.authority, nil }, Root: func() string { return h.root },
+			ACME: func() certs.ACME { return *directory.Load() }, Changed: func() <-chan struct{} { return nil }, Log: slog.New(slog.DiscardHandler)}
+		var err error
+		if h.m, err = certs.Open(opt); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { h.m.Run(ctx) })
+		defer wg.Wait()
+		defer cancel()
+		time.Sleep(2 * time.Minute)
+		if !h.public() {
+			t.Fatalf("%+v", h.m.List())
+		}
+		directory.Store(&certs.ACME{})
+		time.Sleep(2 * time.Minute)
+		if err := h.m.RollOver(""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		known := h.m.Keys()
+		if len(known) != 1 || h.m.Rollover().Key != "" {
+			t.Fatalf("not rolled over: %q, %+v", known, h.m.Rollover())
+		}
+		directory.Store(&h.acme)
+		for range 300 {
+			time.Sleep(time.Second)
+			sum := sha256.Sum256(h.leaf("").RawSubjectPublicKeyInfo)
+			if !slices.Contains(known, hex.EncodeToString(sum[:])) {
+				t.Fatal("a key is served that is not announced")
+			}
+		}
+		if !h.public() {
+			t.Errorf("%+v", h.m.List())
+		}
 	})
 }

@@ -165,6 +165,9 @@ func (m *Manager) Keys() []string {
 				add(c)
 			}
 		}
+		if key := m.state.Files[f.Chain]; f.cert == nil && key != "" {
+			keys = append(keys, key) // served before a restart, and again at once when it is back
+		}
 	}
 	if m.next != nil {
 		keys = append(keys, sumOf(m.next))
