@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -282,6 +283,69 @@ func TestRolloverWithoutDirectory(t *testing.T) {
 		}
 		if !h.public() {
 			t.Errorf("%+v", h.m.List())
+		}
+	})
+}
+
+// While the CA takes its time over an order the commands of an operator do not hang.
+func TestCommandsDuringOrder(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	s := h.use(90 * 24 * time.Hour)
+	asked, answer := make(chan struct{}), make(chan struct{})
+	s.Lookup = func(name string) ([]string, error) {
+		close(asked)
+		<-answer
+		return h.m.TXT(name), nil
+	}
+	h.run()
+	defer func() { h.stop() }()
+	<-asked
+	done := make(chan error, 1)
+	go func() {
+		err := h.m.RollOver("")
+		if gone, aerr := h.m.Abandon(); err == nil && (aerr != nil || !gone) {
+			err = fmt.Errorf("not abandoned: %w", aerr)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if rerr := h.m.Renew(ctx, ""); err == nil && !errors.Is(rerr, context.DeadlineExceeded) {
+			err = fmt.Errorf("renewed: %w", rerr)
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it hangs")
+	}
+	close(answer)
+	h.within("a certificate", h.public)
+}
+
+// A key that was taken back while it was looked whether it may be used is not used.
+func TestAbandonedMeanwhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t)
+		h.opt.Announced = func(string) error {
+			if gone, err := h.m.Abandon(); err != nil || !gone {
+				t.Errorf("abandoned: %v, %v", gone, err)
+			}
+			return nil
+		}
+		h.run()
+		defer h.stop()
+		keys := h.m.Keys()
+		if err := h.m.RollOver(""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		if got := h.m.Keys(); !slices.Equal(got, keys) {
+			t.Errorf("keys %q, expected %q", got, keys)
 		}
 	})
 }

@@ -217,8 +217,12 @@ func (m *Manager) askInfo(a *account, name string) {
 // order orders a certificate once and takes down what became of it. next: with the key
 // that was announced.
 func (m *Manager) order(ctx context.Context, a *account, name string, next bool) error {
-	m.ordering.Lock()
-	defer m.ordering.Unlock()
+	select {
+	case m.ordering <- struct{}{}:
+		defer func() { <-m.ordering }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(a.ctx, cancel)() // the settings have changed
@@ -226,14 +230,19 @@ func (m *Manager) order(ctx context.Context, a *account, name string, next bool)
 		return ctx.Err()
 	}
 	o := m.ordersFor(a, name)
-	m.useNext = next
 	m.mu.Lock()
+	m.useNext = next
 	p := m.state.of(name)
 	p.Last = time.Now()
 	// Every other time without a word of what is replaced: a CA that issued a certificate
 	// that could not be stored refuses to have the one before replaced again.
 	o.config.DisableARI = p.Failures%2 == 1
 	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.useNext = false
+	}()
 	// Before the order: a node that dies in each of them counts them all the same.
 	if err := m.saveState(); err != nil {
 		m.opt.Log.Warn("it cannot be stored that a certificate is ordered", "err", err)
