@@ -349,3 +349,28 @@ func TestAbandonedMeanwhile(t *testing.T) {
 		}
 	})
 }
+
+// One certificate is this host's, and not that of a name that the sites share.
+func TestWhichIsTheHosts(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	f := certs.File{Chain: filepath.Join(h.dir, "a.crt"), Key: filepath.Join(h.dir, "a.key")}
+	h.opt.Shared = func() []string { return []string{"mta-sts.example.net"} }
+	h.opt.Files = []certs.File{f}
+	for _, name := range []string{"mta-sts.example.net", "msgw1.example.net"} {
+		h.bring(f, name)
+		m := h.open()
+		n := 0
+		for _, i := range m.List() {
+			if !i.Host {
+				continue
+			}
+			if n++; !i.Served || !i.NotAfter.Equal(h.leaf("").NotAfter) || !slices.Contains(i.Names, "msgw1.example.net") {
+				t.Errorf("with a file for %s: %+v", name, i)
+			}
+		}
+		if n != 1 {
+			t.Errorf("with a file for %s: %d are the host's: %+v", name, n, m.List())
+		}
+	}
+}
