@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -133,7 +134,7 @@ func (o orders) order(ctx context.Context, name string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, orderTime)
 	defer cancel()
 	var err error
-	if o.config.Storage.Exists(ctx, certmagic.StorageKeys.SiteCert(o.issuer.IssuerKey(), name)) {
+	if o.stored(ctx, name) {
 		err = o.config.RenewCertSync(ctx, name, true) // it tells the CA what is replaced (RFC 9773 section 5)
 	} else {
 		err = o.config.ObtainCertSync(ctx, name)
@@ -142,6 +143,20 @@ func (o orders) order(ctx context.Context, name string) ([]byte, error) {
 		return nil, plain(err)
 	}
 	return o.chain(ctx, name)
+}
+
+// stored reports whether there is an order to renew. What certmagic could not read again,
+// after a crash of the machine or of its disk, is removed: it would refuse every order.
+func (o orders) stored(ctx context.Context, name string) bool {
+	issuer := o.issuer.IssuerKey()
+	if !o.config.Storage.Exists(ctx, certmagic.StorageKeys.SiteCert(issuer, name)) {
+		return false
+	}
+	b, err := o.config.Storage.Load(ctx, certmagic.StorageKeys.SiteMeta(issuer, name))
+	if err == nil && json.Unmarshal(b, new(certmagic.CertificateResource)) == nil || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	return o.config.Storage.Delete(ctx, certmagic.StorageKeys.CertsSitePrefix(issuer, name)) != nil
 }
 
 func (o orders) chain(ctx context.Context, name string) ([]byte, error) {

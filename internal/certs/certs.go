@@ -59,9 +59,11 @@ type Manager struct {
 	storage *storage
 	wake    chan struct{} // there may be something to order
 
-	ordering sync.Mutex // held during an order, of which there is one at a time
-	useNext  bool       // order with the announced key; guarded by ordering
-	saving   sync.Mutex // held while the state is written
+	ordering chan struct{} // has room while no order is made, of which there is one at a time
+	useNext  bool          // order with the announced key; guarded by ordering and mu
+	rolling  sync.Mutex    // held while the announced key is made, dropped or taken into use; after ordering
+	renewing sync.Mutex    // held while the certificate of the cluster's CA is renewed
+	saving   sync.Mutex    // held while the state is written
 
 	mu         sync.Mutex
 	local      *tls.Certificate // issued by the cluster's CA, or self-signed until one is
@@ -88,7 +90,7 @@ func Open(opt Options) (*Manager, error) {
 	if opt.Announced == nil {
 		opt.Announced = func(string) error { return nil }
 	}
-	m := &Manager{opt: opt, dns: newChallenges(), keys: keyring{opt.Dir}, wake: make(chan struct{}, 1), public: map[string]*tls.Certificate{}, loaded: map[string]bool{}}
+	m := &Manager{opt: opt, dns: newChallenges(), keys: keyring{opt.Dir}, wake: make(chan struct{}, 1), ordering: make(chan struct{}, 1), public: map[string]*tls.Certificate{}, loaded: map[string]bool{}}
 	if err := os.MkdirAll(opt.Dir, 0o700); err != nil {
 		opt.Log.Error("the directory of the certificates cannot be made", "err", err)
 	}

@@ -49,10 +49,10 @@ func (m *Manager) lookAtFiles(now time.Time) {
 		}
 		seen := [2][32]byte{sha256.Sum256(chain), sha256.Sum256(key)}
 		m.mu.Lock()
-		same, coming := seen == f.seen, f.coming
+		settled := seen == f.seen && f.err == nil // else the names, or the clock, may be others now
 		f.seen = seen
 		m.mu.Unlock()
-		if same && coming == nil {
+		if settled {
 			continue
 		}
 		c, err := m.checkFile(f.File, chain, key, now)
@@ -61,6 +61,9 @@ func (m *Manager) lookAtFiles(now time.Time) {
 }
 
 func readFile(path string) ([]byte, error) {
+	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() { // opening a pipe may last for ever
+		return nil, fmt.Errorf("%s: expected a file, not a directory, pipe or device", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

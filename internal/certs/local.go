@@ -44,6 +44,8 @@ func (m *Manager) signSelf(now time.Time) (*tls.Certificate, error) {
 // renewLocal makes sure that a certificate of the cluster's CA is held, for the
 // right names, with the right key and for some time to come.
 func (m *Manager) renewLocal(now time.Time) error {
+	m.renewing.Lock() // or one that read the key before a rollover would undo it
+	defer m.renewing.Unlock()
 	err := m.tryRenewLocal(now)
 	m.mu.Lock()
 	m.localErr = err

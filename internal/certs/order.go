@@ -103,10 +103,15 @@ func (m *Manager) accept(a *account, name string, chain []byte) error {
 		return err
 	}
 	// Served also if it cannot be stored: then it is ordered again after a restart.
+	now := time.Now()
 	m.mu.Lock()
+	if have := m.public[name]; have != nil && now.After(c.Leaf.NotAfter) && now.Before(have.Leaf.NotAfter) {
+		m.mu.Unlock()
+		return fmt.Errorf("it ended %s already", c.Leaf.NotAfter.UTC().Format(time.DateTime))
+	}
 	m.public[name] = c
 	p := m.state.of(name)
-	*p = progress{Directory: a.settings.Directory, Last: p.Last}
+	*p = progress{Directory: a.settings.Directory, Last: p.Last, Obtained: now}
 	m.mu.Unlock()
 	if err = makeDirs(m.opt.Dir, m.path(publicDir)); err == nil {
 		err = durable.ReplaceFile(m.publicPath(name), chain)
@@ -190,6 +195,9 @@ func (m *Manager) dueAt(a *account, name string) time.Time {
 	var at time.Time // at once, if none of this directory is held
 	if c != nil && p.Directory == a.settings.Directory {
 		at = p.due(c.Leaf.NotBefore, c.Leaf.NotAfter)
+		if first := p.settled(c.Leaf.NotBefore, c.Leaf.NotAfter, now); first.After(at) {
+			at = first
+		}
 	}
 	if first := p.notBefore(now); first.After(at) {
 		at = first
@@ -228,8 +236,12 @@ func (m *Manager) askInfo(a *account, name string) {
 // order orders a certificate once and takes down what became of it. next: with the key
 // that was announced.
 func (m *Manager) order(ctx context.Context, a *account, name string, next bool) error {
-	m.ordering.Lock()
-	defer m.ordering.Unlock()
+	select {
+	case m.ordering <- struct{}{}:
+		defer func() { <-m.ordering }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(a.ctx, cancel)() // the settings have changed
@@ -237,14 +249,19 @@ func (m *Manager) order(ctx context.Context, a *account, name string, next bool)
 		return ctx.Err()
 	}
 	o := m.ordersFor(a, name)
-	m.useNext = next
 	m.mu.Lock()
+	m.useNext = next
 	p := m.state.of(name)
 	p.Last = time.Now()
 	// Every other time without a word of what is replaced: a CA that issued a certificate
 	// that could not be stored refuses to have the one before replaced again.
 	o.config.DisableARI = p.Failures%2 == 1
 	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.useNext = false
+	}()
 	// Before the order: a node that dies in each of them counts them all the same.
 	if err := m.saveState(); err != nil {
 		m.opt.Log.Warn("it cannot be stored that a certificate is ordered", "err", err)
@@ -258,7 +275,7 @@ func (m *Manager) order(ctx context.Context, a *account, name string, next bool)
 			m.opt.Log.Info("certificate obtained", "name", name, "directory", a.settings.Directory, "until", until)
 			return nil
 		}
-		err = fmt.Errorf("obtained, but not stored: %w", err)
+		err = fmt.Errorf("obtained, but not taken into use or not stored: %w", err)
 	}
 	if ended(ctx) {
 		return ctx.Err()

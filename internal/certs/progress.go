@@ -26,6 +26,7 @@ type progress struct {
 	Error     string    `json:"error,omitempty"`     // why that failed
 	Failures  int       `json:"failures,omitempty"`  // since the last success
 	Next      time.Time `json:"next,omitzero"`       // after a failure: not before
+	Obtained  time.Time `json:"obtained,omitzero"`   // when the last order succeeded
 	// Info is when the CA would have the certificate renewed, as asked at InfoAt.
 	Info   acme.RenewalInfo `json:"info,omitzero"`
 	InfoAt time.Time        `json:"info_at,omitzero"`
@@ -155,6 +156,16 @@ func (p *progress) due(from, until time.Time) time.Time {
 		return clamp(at, from, until.Add(-life/6))
 	}
 	return until.Add(-life / 3)
+}
+
+// settled is when a certificate that was obtained may be renewed at the earliest: a CA whose
+// windows are always past, or that shares no clock with this node, would else be asked every
+// minute until it refuses.
+func (p *progress) settled(from, until, now time.Time) time.Time {
+	if now.Before(p.Obtained) { // the clock was ahead then
+		return time.Time{}
+	}
+	return p.Obtained.Add(min(24*time.Hour, until.Sub(from)/6))
 }
 
 // notBefore is when the next order may be made.

@@ -18,8 +18,8 @@ func (m *Manager) RollOver(kind string) error {
 	if m.byFile(m.opt.Names[0]) {
 		return ErrByFile
 	}
-	m.ordering.Lock()
-	defer m.ordering.Unlock()
+	m.rolling.Lock()
+	defer m.rolling.Unlock()
 	m.mu.Lock()
 	next := m.next
 	m.mu.Unlock()
@@ -41,13 +41,13 @@ func (m *Manager) RollOver(kind string) error {
 	return nil
 }
 
-// Abandon forgets the key that was announced, unless a certificate has it already: then
-// the rollover goes on, and false is returned.
+// Abandon forgets the key that was announced, unless a certificate has it already, or is
+// being ordered with it: then the rollover goes on, and false is returned.
 func (m *Manager) Abandon() (bool, error) {
-	m.ordering.Lock()
-	defer m.ordering.Unlock()
+	m.rolling.Lock()
+	defer m.rolling.Unlock()
 	m.mu.Lock()
-	next, used := m.next, false
+	next, used := m.next, m.useNext
 	for _, name := range m.opt.Names {
 		if c := m.public[name]; c != nil && next != nil && sameKey(c, next) {
 			used = true
@@ -113,8 +113,16 @@ func (m *Manager) rollOver(ctx context.Context) {
 
 // useNextKey makes the announced key this host's.
 func (m *Manager) useNextKey(next crypto.Signer) error {
-	m.ordering.Lock()
-	defer m.ordering.Unlock()
+	m.ordering <- struct{}{}
+	defer func() { <-m.ordering }()
+	m.rolling.Lock()
+	defer m.rolling.Unlock()
+	m.mu.Lock()
+	abandoned := m.next != next
+	m.mu.Unlock()
+	if abandoned {
+		return nil
+	}
 	if err := m.keys.write(hostKey, next); err != nil {
 		return err
 	}
@@ -126,6 +134,13 @@ func (m *Manager) useNextKey(next crypto.Signer) error {
 	}
 	m.mu.Lock()
 	m.next = nil
+	for _, name := range m.opt.Names {
+		// Obtained of a directory that is not set now. If it is again, nobody knows of
+		// the old key any more.
+		if c := m.public[name]; c != nil && !sameKey(c, next) {
+			delete(m.public, name)
+		}
+	}
 	m.mu.Unlock()
 	m.opt.Log.Info("the announced key is in use", "sha256", sumOf(next))
 	return nil

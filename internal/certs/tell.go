@@ -27,6 +27,7 @@ type Info struct {
 	NotAfter  time.Time
 	Key       string // SHA-256 of its SubjectPublicKeyInfo, in hex
 	Served    bool   // to who asks for one of Names
+	Host      bool   // and that to who asks for this host, or for no name
 	Trouble   string // what a person should look at
 	// Of one that is ordered: the last order, why it failed, and when the next one is due.
 	Last  time.Time
@@ -50,8 +51,7 @@ func (m *Manager) Rollover() Rollover {
 	return Rollover{sumOf(m.next), m.waiting}
 }
 
-// List describes what is held, served and ordered. The first one that is served is this
-// host's.
+// List describes what is held, served and ordered.
 func (m *Manager) List() []Info {
 	now := time.Now()
 	shared := m.opt.Shared()
@@ -60,12 +60,19 @@ func (m *Manager) List() []Info {
 	serves := func(c *tls.Certificate) bool {
 		return slices.ContainsFunc(slices.Concat(m.opt.Names, shared), func(name string) bool { return m.best(name, now) == c })
 	}
+	host := m.local
+	for _, name := range m.opt.Names { // as certificate chooses
+		if c := m.best(name, now); c != nil {
+			host = c
+			break
+		}
+	}
 	var infos []Info
 	for _, f := range m.files {
 		i := Info{Source: FromFile}
 		if f.cert != nil {
 			i = describe(f.cert.Leaf, FromFile)
-			i.Served = serves(f.cert)
+			i.Served, i.Host = serves(f.cert), f.cert == host
 			i.Trouble = ends(f.cert, now, "bring another one")
 		}
 		if f.err != nil {
@@ -79,6 +86,9 @@ func (m *Manager) List() []Info {
 	if m.acme != nil {
 		for _, name := range slices.Concat(m.opt.Names, shared) {
 			infos = m.listPublic(infos, name, now, serves)
+			if last := len(infos) - 1; last >= 0 && infos[last].Source == FromACME && host == m.public[name] {
+				infos[last].Host = true
+			}
 		}
 	}
 	local := describe(m.local.Leaf, FromCluster)
@@ -86,6 +96,7 @@ func (m *Manager) List() []Info {
 		local.Source = FromSelf
 	}
 	local.Served = slices.ContainsFunc(slices.Concat(m.opt.Names, shared), func(name string) bool { return m.best(name, now) == nil })
+	local.Host = host == m.local
 	if m.localErr != nil {
 		local.Error, local.Trouble = m.localErr.Error(), m.localErr.Error()
 	}

@@ -46,7 +46,7 @@ func (n operator) CheckCertificates(ctx context.Context) (admin.CertificateCheck
 		c.directory(ctx)
 		c.challenge(ctx)
 		for _, name := range names {
-			c.caa(ctx, name)
+			c.caa(ctx, name, directoryCA(s.ACME))
 		}
 	}
 	for _, name := range names {
@@ -118,9 +118,10 @@ func (c *certCheck) challenge(ctx context.Context) {
 	c.found("challenge", err, "what this node answers at %s is found from outside", public)
 }
 
-// caa looks up who may issue a certificate for a name (RFC 8659 section 3).
-func (c *certCheck) caa(ctx context.Context, name string) {
-	what, ca := "CAA of "+name, directoryCA(c.store.State().ACME)
+// caa looks up who may issue a certificate for a name (RFC 8659 section 3). ca is the domain
+// of the directory's CA; empty: not known.
+func (c *certCheck) caa(ctx context.Context, name, ca string) {
+	what := "CAA of " + name
 	for labels := dns.SplitDomainName(name); len(labels) > 0; labels = labels[1:] {
 		at := dns.Fqdn(strings.Join(labels, "."))
 		m, err := delegation.Looker{Resolver: c.cfg.Resolver}.Ask(ctx, at, dns.TypeCAA)
@@ -146,8 +147,10 @@ func (c *certCheck) caa(ctx context.Context, name string) {
 		switch {
 		case !found:
 			continue
-		case len(issue) == 0 || slices.Contains(issue, ca):
+		case len(issue) == 0 || ca != "" && slices.Contains(issue, ca):
 			c.found(what, nil, "at %s, allow the CA of the directory", at)
+		case ca == "" && orNobody(issue) == nobody:
+			c.found(what, fmt.Errorf("at %s they allow nobody", at), "")
 		case ca == "":
 			c.found(what, nil, "at %s: %s; which of them is the CA of the directory is not known", at, strings.Join(issue, ", "))
 		default:
@@ -158,10 +161,12 @@ func (c *certCheck) caa(ctx context.Context, name string) {
 	c.found(what, nil, "none: any CA may issue")
 }
 
+const nobody = "nobody"
+
 func orNobody(list []string) string {
 	list = slices.DeleteFunc(slices.Clone(list), func(s string) bool { return s == "" })
 	if len(list) == 0 {
-		return "nobody"
+		return nobody
 	}
 	return strings.Join(list, ", ")
 }

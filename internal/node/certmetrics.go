@@ -30,11 +30,10 @@ func (c certMetrics) Collect(ch chan<- prometheus.Metric) {
 	set := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	first, trouble, said := true, 0, map[[2]string]bool{}
+	trouble, said := 0, map[[2]string]bool{}
 	for _, i := range c.m.List() {
-		if i.Served && first {
+		if i.Host {
 			set(certExpiry, time.Until(i.NotAfter).Seconds())
-			first = false
 		}
 		if i.Trouble != "" {
 			trouble++
