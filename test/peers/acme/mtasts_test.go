@@ -92,7 +92,7 @@ func TestMTASTSName(t *testing.T) {
 		t.Errorf("cert list: %+v", c)
 	}
 	renew("with the line cut", n.Host)
-	w.lab("stop", other.Name)
+	w.lab("kill", other.Name)
 	renew("with the line cut and the other site down", name)
 	restore()
 	renew("with the other site down", name)

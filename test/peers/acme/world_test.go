@@ -35,7 +35,7 @@ type world struct {
 type setting struct {
 	signed string                           // how `msgw dns sign on` is called; empty: not signed
 	edit   func(lab.NodeRow, string) string // of a site's configuration file
-	lines  string                           // that the parent zone has; empty: the usual delegation
+	lines  func(lab.File) string            // that the parent zone has
 }
 
 func newWorld(t *testing.T, s setting) *world {
@@ -44,8 +44,9 @@ func newWorld(t *testing.T, s setting) *world {
 	t.Logf("judged by %s", pebbleModule)
 	w := &world{Lab: peers.Lab(t), t: t}
 	w.file = w.File()
-	if s.lines == "" {
-		s.lines = peers.Delegation(w.file)
+	lines := peers.Delegation
+	if s.lines != nil {
+		lines = s.lines
 	}
 	for _, n := range w.file.Nodes {
 		if s.edit != nil {
@@ -53,7 +54,7 @@ func newWorld(t *testing.T, s setting) *world {
 		}
 	}
 	if s.signed == "" {
-		peers.ServeDelegation(t, base, s.lines)
+		peers.ServeDelegation(t, base, lines(w.file))
 		peers.Unbound(t, base, 0)
 	} else {
 		var signing admin.Signing
@@ -61,7 +62,7 @@ func newWorld(t *testing.T, s setting) *world {
 		if err := json.Unmarshal([]byte(out), &signing); err != nil {
 			t.Fatal(err)
 		}
-		tree := peers.ServeSignedTree(t, base, s.lines, signing.Keys[0].DS)
+		tree := peers.ServeSignedTree(t, base, lines(w.file), signing.Keys[0].DS)
 		peers.ValidatingUnbound(t, base, tree.Anchor)
 	}
 	w.pebble = startPebble(t)
@@ -144,7 +145,7 @@ func (w *world) shown(host, addr string, dialogue ...string) (*x509.Certificate,
 func (w *world) serves(n lab.NodeRow, host string, not ...*x509.Certificate) *x509.Certificate {
 	w.t.Helper()
 	var cert *x509.Certificate
-	labtest.Within(w.t, 90*time.Second, n.Name+" serves a certificate of Pebble's for "+host, func() (err error) {
+	labtest.Within(w.t, time.Minute, n.Name+" serves a certificate of Pebble's for "+host, func() (err error) {
 		cert, err = w.shown(host, n.POP3S)
 		if err == nil && slices.ContainsFunc(not, cert.Equal) {
 			err = fmt.Errorf("serial %s still", serial(cert))
