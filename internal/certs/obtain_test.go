@@ -182,3 +182,26 @@ func TestRenamedHost(t *testing.T) {
 		t.Errorf("faults: %q", f)
 	}
 }
+
+// An order that another site has to know of waits while it cannot be told, and says just
+// that; the host's own certificate does not.
+func TestOrderWaits(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	s := h.use(90 * 24 * time.Hour)
+	h.opt.Shared = func() []string { return []string{"mta-sts.example.net"} }
+	h.opt.Others = func(context.Context, string, []string) error { return errors.New("msgw2 cannot be told of it") }
+	m := h.run()
+	h.within("a certificate for the host", h.public)
+	err := m.Renew(t.Context(), "mta-sts.example.net")
+	if want := "mta-sts.example.net: the order waits: msgw2 cannot be told of it"; err == nil || err.Error() != want {
+		t.Errorf("%v, expected %s", err, want)
+	}
+	defer h.stop()
+	if i := slices.IndexFunc(m.List(), func(i certs.Info) bool { return slices.Equal(i.Names, []string{"mta-sts.example.net"}) }); i < 0 || m.List()[i].Error != "the order waits: msgw2 cannot be told of it" {
+		t.Errorf("list %+v", m.List())
+	}
+	if got := s.Issued(); !slices.Equal(got, []string{"msgw1.example.net"}) {
+		t.Errorf("issued %q", got)
+	}
+}
