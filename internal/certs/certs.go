@@ -223,7 +223,7 @@ func (m *Manager) HTTPS() *tls.Config {
 // is one of ours, else for this host's (many SMTP clients send none).
 func (m *Manager) certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now, asked := time.Now(), strings.ToLower(h.ServerName)
-	shared := asked != "" && slices.Contains(m.opt.Shared(), asked)
+	wanted := asked != "" && slices.Contains(m.wanted(), asked)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if asked != "" {
@@ -231,7 +231,7 @@ func (m *Manager) certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) 
 			return c, nil
 		}
 	}
-	if shared { // the cluster's CA alone certifies it
+	if wanted { // the cluster's CA alone certifies it
 		return m.local, nil
 	}
 	for _, name := range m.opt.Names {
