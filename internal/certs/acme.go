@@ -182,6 +182,10 @@ func plain(err error) error {
 		}
 		return &refusedError{Type: strings.TrimPrefix(p.Type, acme.ProblemTypeNamespace), Detail: strings.Join(strings.Fields(text), " ")}
 	}
+	var waits *waitsError
+	if errors.As(err, &waits) {
+		return waits
+	}
 	return err
 }
 

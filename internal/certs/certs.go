@@ -42,6 +42,9 @@ type Options struct {
 	// ChallengeName is where the DNS is asked for the proof of a host name; nil: at
 	// _acme-challenge below it. A host outside of the zone has an alias there.
 	ChallengeName func(host string) string
+	// Known reports whether the DNS answers for one of Names: none is ordered before that,
+	// nor once it does not any more. nil: for all of them.
+	Known func(host string) bool
 	// Others makes the other sites answer values, and these only, at the challenge name of
 	// a shared name, and waits until they do; nil: there are no others.
 	Others func(ctx context.Context, name string, values []string) error
@@ -86,6 +89,9 @@ const certFile = "host.crt" // of the cluster's CA
 func Open(opt Options) (*Manager, error) {
 	if opt.Shared == nil {
 		opt.Shared = func() []string { return nil }
+	}
+	if opt.Known == nil {
+		opt.Known = func(string) bool { return true }
 	}
 	if opt.Announced == nil {
 		opt.Announced = func(string) error { return nil }
@@ -218,7 +224,7 @@ func (m *Manager) HTTPS() *tls.Config {
 // is one of ours, else for this host's (many SMTP clients send none).
 func (m *Manager) certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now, asked := time.Now(), strings.ToLower(h.ServerName)
-	shared := asked != "" && slices.Contains(m.opt.Shared(), asked)
+	wanted := asked != "" && slices.Contains(m.wanted(), asked)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if asked != "" {
@@ -226,7 +232,7 @@ func (m *Manager) certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) 
 			return c, nil
 		}
 	}
-	if shared { // the cluster's CA alone certifies it
+	if wanted { // the cluster's CA alone certifies it
 		return m.local, nil
 	}
 	for _, name := range m.opt.Names {

@@ -130,6 +130,14 @@ func (s ownSolver) CleanUp(_ context.Context, c acme.Challenge) error {
 	return nil
 }
 
+// waitsError says why an order is not gone on with for now.
+type waitsError struct{ error }
+
+func (e *waitsError) Error() string { return "the order waits: " + e.error.Error() }
+
+// Unwrap returns the cause.
+func (e *waitsError) Unwrap() error { return e.error }
+
 // sharedSolver proves names that the sites share: the CA may ask any of them, so all that
 // answer have to know the value. It is an acmez.Solver.
 type sharedSolver struct{ m *Manager }
@@ -144,7 +152,7 @@ func (s sharedSolver) Present(ctx context.Context, c acme.Challenge) error {
 		return nil
 	}
 	if err := s.m.opt.Others(ctx, name, values); err != nil {
-		return fmt.Errorf("the order waits: %w", err)
+		return &waitsError{err}
 	}
 	return nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -83,7 +85,10 @@ func (h *host) open() *certs.Manager {
 		opt.Names = []string{"msgw1.example.net"}
 	}
 	opt.Authority = func() (*ca.Authority, error) { return h.authority, nil }
-	opt.Root, opt.ACME, opt.Changed = func() string { return h.root }, func() certs.ACME { return h.acme }, func() <-chan struct{} { return nil }
+	opt.Root, opt.ACME = func() string { return h.root }, func() certs.ACME { return h.acme }
+	if opt.Changed == nil {
+		opt.Changed = func() <-chan struct{} { return nil }
+	}
 	m, err := certs.Open(opt)
 	if err != nil {
 		h.t.Fatal(err)
@@ -158,5 +163,79 @@ func TestServedFromTheStart(t *testing.T) {
 	}
 	if f := s.Faults(); len(f) > 0 {
 		t.Errorf("faults: %q", f)
+	}
+}
+
+// A host that gets another name orders none for it before the DNS answers for it, where it
+// could only fail, and from then on none for the old one.
+func TestRenamedHost(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	s := h.use(90 * 24 * time.Hour)
+	var mu sync.Mutex
+	known := "old.example.net"
+	changed := make(chan struct{})
+	h.opt.Names = []string{"new.example.org", "old.example.net"}
+	h.opt.Known = func(name string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return name == known
+	}
+	h.opt.Changed = func() <-chan struct{} {
+		mu.Lock()
+		defer mu.Unlock()
+		return changed
+	}
+	m := h.run()
+	h.within("a certificate for the old name", h.public)
+	if c := h.leaf("new.example.org"); c.VerifyHostname("new.example.org") != nil {
+		t.Errorf("for the new name that of %q is served", c.DNSNames)
+	}
+	if err := m.Renew(t.Context(), "new.example.org"); !errors.Is(err, certs.ErrNotOrdered) {
+		t.Errorf("the new name is ordered: %v", err)
+	}
+	mu.Lock()
+	known = "new.example.org"
+	close(changed)
+	changed = make(chan struct{})
+	mu.Unlock()
+	h.within("a certificate for the new name", func() bool { return m.Trusted("new.example.org", time.Now()) })
+	if err := m.Renew(t.Context(), "old.example.net"); !errors.Is(err, certs.ErrNotOrdered) {
+		t.Errorf("the old name is ordered: %v", err)
+	}
+	if got := s.Issued(); !slices.Equal(got, []string{"old.example.net", "new.example.org"}) || s.Orders() != 2 {
+		t.Errorf("issued %q in %d orders", got, s.Orders())
+	}
+	// The new key replaces that of the new name; nothing waits for the old one.
+	if err := m.RollOver(""); err != nil {
+		t.Fatal(err)
+	}
+	h.within("the rollover", func() bool { return m.Rollover().Key == "" })
+	h.stop()
+	if f := s.Faults(); len(f) > 0 {
+		t.Errorf("faults: %q", f)
+	}
+}
+
+// An order that another site has to know of waits while it cannot be told, and says just
+// that; the host's own certificate does not.
+func TestOrderWaits(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	s := h.use(90 * 24 * time.Hour)
+	h.opt.Shared = func() []string { return []string{"mta-sts.example.net"} }
+	h.opt.Others = func(context.Context, string, []string) error { return errors.New("msgw2 cannot be told of it") }
+	m := h.run()
+	h.within("a certificate for the host", h.public)
+	err := m.Renew(t.Context(), "mta-sts.example.net")
+	if want := "mta-sts.example.net: the order waits: msgw2 cannot be told of it"; err == nil || err.Error() != want {
+		t.Errorf("%v, expected %s", err, want)
+	}
+	defer h.stop()
+	if i := slices.IndexFunc(m.List(), func(i certs.Info) bool { return slices.Equal(i.Names, []string{"mta-sts.example.net"}) }); i < 0 || m.List()[i].Error != "the order waits: msgw2 cannot be told of it" {
+		t.Errorf("list %+v", m.List())
+	}
+	if got := s.Issued(); !slices.Equal(got, []string{"msgw1.example.net"}) {
+		t.Errorf("issued %q", got)
 	}
 }

@@ -168,7 +168,7 @@ func (m *Manager) orderDue(ctx context.Context, a *account) {
 		if ctx.Err() != nil || a.ctx.Err() != nil {
 			return
 		}
-		if m.byFile(name) {
+		if !m.ordered(name) {
 			continue
 		}
 		m.askInfo(a, name)
@@ -180,6 +180,11 @@ func (m *Manager) orderDue(ctx context.Context, a *account) {
 		}
 		m.alert(name)
 	}
+}
+
+// ordered reports whether the certificate for a name comes from a directory.
+func (m *Manager) ordered(name string) bool {
+	return !m.byFile(name) && (!slices.Contains(m.opt.Names, name) || m.opt.Known(name))
 }
 
 // byFile reports whether an operator brings the certificate for a name.
@@ -322,8 +327,8 @@ func late(c *tls.Certificate, now time.Time) bool {
 	return now.After(c.Leaf.NotAfter.Add(-c.Leaf.NotAfter.Sub(c.Leaf.NotBefore) / 4))
 }
 
-// ErrNotOrdered says that there is no directory to order a certificate from, or that an
-// operator brings it.
+// ErrNotOrdered says that there is no directory to order a certificate from, that an
+// operator brings it, or that the DNS does not answer for the name.
 var ErrNotOrdered = errors.New("no certificate is ordered for that name")
 
 // Renew orders a certificate now, whether it is due or not. Without a name it orders those
@@ -336,12 +341,12 @@ func (m *Manager) Renew(ctx context.Context, name string) error {
 	names := []string{name}
 	if name == "" {
 		names = m.wanted()
-	} else if !slices.Contains(m.wanted(), name) || m.byFile(name) {
+	} else if !slices.Contains(m.wanted(), name) || !m.ordered(name) {
 		return ErrNotOrdered
 	}
 	var errs []error
 	for _, name := range names {
-		if m.byFile(name) {
+		if !m.ordered(name) {
 			continue
 		}
 		if err := m.order(ctx, a, name, false); err != nil {

@@ -94,7 +94,7 @@ func (m *Manager) rollOver(ctx context.Context) {
 		early := time.Now().Before(p.notBefore(time.Now()))
 		m.mu.Unlock()
 		switch {
-		case c == nil || sameKey(c, next): // nothing to replace, or done
+		case c == nil || sameKey(c, next) || !m.opt.Known(name): // nothing to replace, done, or of no use
 		case early:
 			wait = errors.New("no certificate for it yet: " + p.Error)
 		default:

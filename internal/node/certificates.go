@@ -37,6 +37,7 @@ func (n *Node) openCerts() (*certs.Manager, error) {
 		Root: func() string { return n.store.State().CA.Certificate }, Changed: n.store.Changed, Resolver: n.cfg.Resolver, Log: n.log,
 		ACME: func() certs.ACME { return certs.ACME(n.store.State().ACME) }, Own: own, Files: files,
 		ChallengeName: func(host string) string { return challengeName(n.store.State().Zone.Name, n.id.Name, host) },
+		Known:         func(host string) bool { return n.store.State().Nodes[n.id.Name].Host == host },
 		Others:        n.tellChallenge, Announced: n.keyAnnounced})
 }
 

@@ -26,10 +26,13 @@ import (
 
 const pebbleModule = "github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.1"
 
-var base = &peers.Root{Name: "acme", Packages: []string{"nsd", "unbound", "openssl"}}
+var (
+	base    = &peers.Root{Name: "acme", Packages: []string{"nsd", "unbound", "openssl", "ldnsutils"}}
+	postfix = &peers.Root{Name: "postfix", Packages: []string{"postfix"}}
+)
 
 func TestMain(m *testing.M) {
-	(&peers.Suite{Roots: []*peers.Root{base}, Programs: map[string]string{"pebble": pebbleModule}}).Main(m)
+	(&peers.Suite{Roots: []*peers.Root{base, postfix}, Programs: map[string]string{"pebble": pebbleModule}}).Main(m)
 }
 
 // TestIssue lets both sites of a lab get certificates from a real ACME server by
@@ -129,42 +132,59 @@ func pop3Certificate(ctx context.Context, n lab.NodeRow, roots *x509.CertPool, s
 	return certificate(ctx, n, n.POP3, roots, "+OK", "STLS", "+OK")
 }
 
-// certificate connects, holds the dialogue (reply, command, reply, ...), and returns
-// the certificate of the TLS handshake that follows.
+// certificate returns the one that connect was shown.
 func certificate(ctx context.Context, n lab.NodeRow, addr string, roots *x509.CertPool, dialogue ...string) (*x509.Certificate, error) {
+	conn, err := connect(ctx, n.Host, addr, roots, dialogue...)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0], nil
+}
+
+// connect connects, holds the dialogue (reply, command, reply, ...), and then speaks TLS
+// to a host whose certificate is checked against roots; nil roots: not checked.
+func connect(ctx context.Context, host, addr string, roots *x509.CertPool, dialogue ...string) (*tls.Conn, error) {
 	d := net.Dialer{Timeout: 5 * time.Second}
 	raw, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	defer raw.Close()
 	raw.SetDeadline(time.Now().Add(20 * time.Second))
-	c := textproto.NewConn(raw)
+	conn := tls.Client(raw, &tls.Config{RootCAs: roots, ServerName: host, InsecureSkipVerify: roots == nil})
+	if err = talk(textproto.NewConn(raw), dialogue...); err == nil {
+		err = conn.HandshakeContext(ctx)
+	}
+	if err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// talk holds a dialogue: reply, command, reply, and so on; an empty reply is not waited for.
+func talk(c *textproto.Conn, dialogue ...string) error {
 	for i, line := range dialogue {
 		if i%2 == 1 {
 			if err := c.PrintfLine("%s", line); err != nil {
-				return nil, err
+				return err
 			}
 			continue
 		}
-		for {
+		for line != "" {
 			reply, err := c.ReadLine()
 			if err != nil {
-				return nil, err
+				return err
 			}
 			if !strings.HasPrefix(reply, line) {
-				return nil, fmt.Errorf("%s: %q, expected %s", addr, reply, line)
+				return fmt.Errorf("%q, expected %s", reply, line)
 			}
 			if len(reply) < 4 || reply[3] != '-' {
 				break
 			}
 		}
 	}
-	conn := tls.Client(raw, &tls.Config{RootCAs: roots, ServerName: n.Host, InsecureSkipVerify: roots == nil})
-	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, err
-	}
-	return conn.ConnectionState().PeerCertificates[0], nil
+	return nil
 }
 
 // checkByOpenSSL lets openssl verify chain and name, as a second opinion.

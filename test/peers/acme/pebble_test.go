@@ -3,6 +3,7 @@
 package acme
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -20,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,7 +42,7 @@ type pebble struct {
 }
 
 // startPebble runs Pebble as strictly as it can, and as unreliable as it is by
-// default: it refuses one nonce in twenty. It looks names up with the suite's
+// default: it refuses one nonce in twenty. Every order is to be proven anew. It looks names up with the suite's
 // resolver, as it follows no referral itself.
 func startPebble(t *testing.T) pebble {
 	t.Helper()
@@ -59,7 +61,7 @@ func startPebble(t *testing.T) pebble {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(peers.Program("pebble"), "-strict", "-config", filepath.Join(dir, "pebble.json"), "-dnsserver", peers.ResolverAddr+":53")
-	cmd.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1")
+	cmd.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1", "PEBBLE_AUTHZREUSE=0")
 	p.Process = peers.Start(t, "pebble", cmd)
 	labtest.Within(t, 30*time.Second, "pebble shows its root", func() error {
 		if p.Ended() {
@@ -75,8 +77,28 @@ func startPebble(t *testing.T) pebble {
 }
 
 func (p pebble) get(ctx context.Context, url string) ([]byte, error) {
+	return p.do(ctx, http.MethodGet, url, nil)
+}
+
+// renewNow has Pebble say from now on that a certificate is to be renewed at once (RFC
+// 9773 section 4.1).
+func (p pebble) renewNow(ctx context.Context, cert *x509.Certificate) error {
+	now := time.Now().UTC()
+	info, err := json.Marshal(map[string]any{"suggestedWindow": map[string]time.Time{"start": now.Add(-time.Hour), "end": now.Add(-time.Minute)}})
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(map[string]string{"Certificate": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})), "ARIResponse": string(info)})
+	if err != nil {
+		return err
+	}
+	_, err = p.do(ctx, http.MethodPost, management+"/set-renewal-info/", body)
+	return err
+}
+
+func (p pebble) do(ctx context.Context, method, url string, body []byte) ([]byte, error) {
 	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool(p.root)}, DisableKeepAlives: true}, Timeout: 5 * time.Second}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +111,16 @@ func (p pebble) get(ctx context.Context, url string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %s", url, res.Status)
 	}
 	return io.ReadAll(res.Body)
+}
+
+// said returns how often Pebble has logged a text.
+func (p pebble) said(t *testing.T, text string) int {
+	t.Helper()
+	b, err := os.ReadFile(p.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(b), text)
 }
 
 // pool reads a PEM bundle; an unreadable one trusts nothing.
