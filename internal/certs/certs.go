@@ -74,7 +74,8 @@ type Manager struct {
 	localErr   error            // why no better local one is held
 	acme       *account         // nil while no directory is set
 	public     map[string]*tls.Certificate
-	loaded     map[string]bool // names whose certificate was looked for in the files
+	unstored   map[string][]byte // chains that are served, and that could not be stored yet
+	loaded     map[string]bool   // names whose certificate was looked for in the files
 	state      *state
 	files      []*file
 	next       crypto.Signer // announced, to be used after the one in use; nil: none
@@ -96,7 +97,7 @@ func Open(opt Options) (*Manager, error) {
 	if opt.Announced == nil {
 		opt.Announced = func(string) error { return nil }
 	}
-	m := &Manager{opt: opt, dns: newChallenges(), keys: keyring{opt.Dir}, wake: make(chan struct{}, 1), ordering: make(chan struct{}, 1), public: map[string]*tls.Certificate{}, loaded: map[string]bool{}}
+	m := &Manager{opt: opt, dns: newChallenges(), keys: keyring{opt.Dir}, wake: make(chan struct{}, 1), ordering: make(chan struct{}, 1), public: map[string]*tls.Certificate{}, unstored: map[string][]byte{}, loaded: map[string]bool{}}
 	if err := os.MkdirAll(opt.Dir, 0o700); err != nil {
 		opt.Log.Error("the directory of the certificates cannot be made", "err", err)
 	}

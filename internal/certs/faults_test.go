@@ -357,3 +357,33 @@ func TestWhichIsTheHosts(t *testing.T) {
 		}
 	}
 }
+
+// What could not be stored is stored once it can be, without another order.
+func TestStoredLater(t *testing.T) {
+	t.Parallel()
+	virtual(t, 90*24*time.Hour, func(t *testing.T, h *host, s *acmetest.Server) {
+		public := filepath.Join(h.dir, "public")
+		if err := os.WriteFile(public, nil, 0o600); err != nil { // no directory can be made there
+			t.Fatal(err)
+		}
+		h.run()
+		time.Sleep(2 * time.Minute)
+		if l := h.m.List()[0]; !l.Served || l.Error == "" {
+			t.Errorf("while it cannot be stored: %+v", l)
+		}
+		if err := os.Remove(public); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		if l := h.m.List()[0]; !l.Served || l.Error != "" {
+			t.Errorf("once it can be: %+v", l)
+		}
+		if n := s.Orders(); n != 1 {
+			t.Errorf("%d orders", n)
+		}
+		if files, err := os.ReadDir(public); err != nil || len(files) != 1 {
+			t.Errorf("stored: %v, %v", files, err)
+		}
+		h.stop()
+	})
+}

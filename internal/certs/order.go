@@ -102,7 +102,7 @@ func (m *Manager) accept(a *account, name string, chain []byte) error {
 	if err := c.Leaf.VerifyHostname(name); err != nil {
 		return err
 	}
-	// Served also if it cannot be stored: then it is ordered again after a restart.
+	// Served also if it cannot be stored: then it is stored as soon as that can be done.
 	now := time.Now()
 	m.mu.Lock()
 	if have := m.public[name]; have != nil && now.After(c.Leaf.NotAfter) && now.Before(have.Leaf.NotAfter) {
@@ -112,11 +112,47 @@ func (m *Manager) accept(a *account, name string, chain []byte) error {
 	m.public[name] = c
 	p := m.state.of(name)
 	*p = progress{Directory: a.settings.Directory, Last: p.Last, Obtained: now}
+	m.unstored[name] = chain
 	m.mu.Unlock()
-	if err = makeDirs(m.opt.Dir, m.path(publicDir)); err == nil {
+	return m.store(name, chain)
+}
+
+// store writes a chain that is served.
+func (m *Manager) store(name string, chain []byte) error {
+	err := makeDirs(m.opt.Dir, m.path(publicDir))
+	if err == nil {
 		err = durable.ReplaceFile(m.publicPath(name), chain)
 	}
-	return errors.Join(err, m.saveState())
+	if err = errors.Join(err, m.saveState()); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.unstored, name)
+	return nil
+}
+
+// storeAgain stores what could not be before: the error is over, and nothing is ordered for it.
+func (m *Manager) storeAgain(name string) {
+	select {
+	case m.ordering <- struct{}{}:
+		defer func() { <-m.ordering }()
+	default: // an order may bring another one
+		return
+	}
+	m.mu.Lock()
+	chain := m.unstored[name]
+	m.mu.Unlock()
+	if chain == nil || m.store(name, chain) != nil {
+		return
+	}
+	m.mu.Lock()
+	p := m.state.of(name)
+	p.Failures, p.Error, p.Next = 0, "", time.Time{}
+	m.mu.Unlock()
+	if err := m.saveState(); err != nil {
+		m.opt.Log.Warn("it cannot be stored that a certificate was stored", "name", name, "err", err)
+	}
 }
 
 // keepOrdered orders what is due, until ctx ends.
@@ -171,6 +207,7 @@ func (m *Manager) orderDue(ctx context.Context, a *account) {
 		if !m.ordered(name) {
 			continue
 		}
+		m.storeAgain(name)
 		m.askInfo(a, name)
 		m.mu.Lock()
 		due := !time.Now().Before(m.dueAt(a, name))
