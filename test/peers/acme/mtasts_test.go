@@ -3,7 +3,7 @@
 package acme
 
 import (
-	"crypto/tls"
+	"context"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
@@ -114,8 +114,8 @@ func TestMTASTSName(t *testing.T) {
 // policy fetches the MTA-STS policy from a site as senders do (RFC 8461 section 3.3).
 func (w *world) policy(n lab.NodeRow, name string) (string, error) {
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
-		DialTLS: func(string, string) (net.Conn, error) {
-			return tls.Dial("tcp", n.Addr+":443", &tls.Config{RootCAs: w.issued, ServerName: name})
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return connect(ctx, name, n.Addr+":443", w.issued)
 		}}}
 	res, err := client.Get("https://" + name + "/.well-known/mta-sts.txt")
 	if err != nil {
