@@ -14,6 +14,7 @@ import (
 	"path"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3/acme"
@@ -180,13 +181,19 @@ func plain(err error) error {
 		for _, sub := range p.Subproblems {
 			text += fmt.Sprintf("; %s: %s", sub.Identifier.Value, sub.Detail)
 		}
-		return &refusedError{Type: strings.TrimPrefix(p.Type, acme.ProblemTypeNamespace), Detail: strings.Join(strings.Fields(text), " ")}
+		return &refusedError{Type: strings.TrimPrefix(p.Type, acme.ProblemTypeNamespace), Detail: printable(text)}
 	}
 	var waits *waitsError
 	if errors.As(err, &waits) {
 		return waits
 	}
 	return err
+}
+
+// printable is a stranger's text in one line of at most 500 octets, without control characters.
+func printable(text string) string {
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsPrint(r) }), " ")
+	return strings.ToValidUTF8(fmt.Sprintf("%.500s", text), "")
 }
 
 // refusedError is the CA's word that there is no certificate.

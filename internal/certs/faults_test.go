@@ -361,7 +361,7 @@ func TestWhichIsTheHosts(t *testing.T) {
 // What could not be stored is stored once it can be, without another order.
 func TestStoredLater(t *testing.T) {
 	t.Parallel()
-	virtual(t, 90*24*time.Hour, func(t *testing.T, h *host, s *acmetest.Server) {
+	inVirtualTime(t, 90*day, &farAway, func(t *testing.T, h *host, s *acmetest.Server) {
 		public := filepath.Join(h.dir, "public")
 		if err := os.WriteFile(public, nil, 0o600); err != nil { // no directory can be made there
 			t.Fatal(err)

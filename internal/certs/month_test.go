@@ -152,6 +152,39 @@ func TestRestartsCount(t *testing.T) {
 	})
 }
 
+// An order in which the node dies counts as one that failed: one that dies in each of them
+// does not use up what the CA allows.
+func TestDiesInOrders(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	s := h.use(90 * day)
+	h.run()
+	h.within("a certificate", h.public)
+	h.stop()
+	path := filepath.Join(h.dir, "state.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As it is left by a node that dies in its first order.
+	died := strings.Replace(string(b), `"last":`, `"begun": true, "last":`, 1)
+	if died == string(b) {
+		t.Fatalf("no order in %s", b)
+	}
+	if err := os.WriteFile(path, []byte(died), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"acme", "public"} {
+		if err := os.RemoveAll(filepath.Join(h.dir, dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	i := h.open().List()[0]
+	if i.Error != "the node ended during the order" || time.Until(i.Next) < time.Minute || s.Orders() != 1 {
+		t.Errorf("%d orders, %+v", s.Orders(), i)
+	}
+}
+
 // The CA's word of when to renew counts (RFC 9773), within what is safe.
 func TestRenewalInformation(t *testing.T) {
 	t.Parallel()

@@ -2,27 +2,12 @@ package certs
 
 import (
 	"context"
-	"crypto"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"time"
-
-	"github.com/caddyserver/certmagic"
-
-	"msgw/internal/durable"
 )
-
-// publicDir has the chains that were obtained, a file for each name: what is served, and
-// what is served on when there is no better one.
-const publicDir = "public"
-
-func (m *Manager) publicPath(name string) string {
-	return m.path(publicDir, certmagic.StorageKeys.Safe(name)+".crt")
-}
 
 // wanted returns the names that public certificates are served for.
 func (m *Manager) wanted() []string { return slices.Concat(m.opt.Names, m.opt.Shared()) }
@@ -35,126 +20,6 @@ func (m *Manager) ordersFor(a *account, name string) orders {
 	return a.shared
 }
 
-// ownKeys returns every key that a certificate here may have.
-func (m *Manager) ownKeys() []crypto.Signer {
-	var keys []crypto.Signer
-	for _, name := range []string{hostKey, nextKey, sharedKey} {
-		if k, err := m.keys.read(name); err == nil {
-			keys = append(keys, k)
-		}
-	}
-	return keys
-}
-
-// loadPublic loads the certificates that were obtained. One that was obtained right before
-// a crash may be in the account's storage only.
-func (m *Manager) loadPublic() {
-	keys, a := m.ownKeys(), m.current()
-	for _, name := range m.wanted() {
-		m.mu.Lock()
-		tried := m.loaded[name]
-		m.loaded[name] = true
-		m.mu.Unlock()
-		if tried {
-			continue
-		}
-		b, err := os.ReadFile(m.publicPath(name))
-		if err == nil {
-			var c *tls.Certificate
-			if c, err = pair(b, keys...); err == nil {
-				m.mu.Lock()
-				m.public[name] = c
-				m.mu.Unlock()
-			}
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			m.opt.Log.Error("a certificate that was obtained cannot be loaded", "name", name, "err", err)
-		}
-		if a == nil {
-			continue
-		}
-		chain, err := m.ordersFor(a, name).chain(a.ctx, name)
-		if err != nil {
-			continue // none was ever obtained there
-		}
-		if c, err := pair(chain, keys...); err == nil && m.newer(name, c) {
-			if err := m.accept(a, name, chain); err != nil {
-				m.opt.Log.Error("a certificate that was obtained cannot be stored", "name", name, "err", err)
-			}
-		}
-	}
-}
-
-// newer reports whether a certificate is another one than what is held, and not older.
-func (m *Manager) newer(name string, c *tls.Certificate) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	have := m.public[name]
-	return have == nil || !c.Leaf.Equal(have.Leaf) && !c.Leaf.NotBefore.Before(have.Leaf.NotBefore)
-}
-
-// accept stores a certificate that was obtained, and serves it from then on.
-func (m *Manager) accept(a *account, name string, chain []byte) error {
-	c, err := pair(chain, m.ownKeys()...)
-	if err != nil {
-		return err
-	}
-	if err := c.Leaf.VerifyHostname(name); err != nil {
-		return err
-	}
-	// Served also if it cannot be stored: then it is stored as soon as that can be done.
-	now := time.Now()
-	m.mu.Lock()
-	if have := m.public[name]; have != nil && now.After(c.Leaf.NotAfter) && now.Before(have.Leaf.NotAfter) {
-		m.mu.Unlock()
-		return fmt.Errorf("it ended %s already", c.Leaf.NotAfter.UTC().Format(time.DateTime))
-	}
-	m.public[name] = c
-	p := m.state.of(name)
-	*p = progress{Directory: a.settings.Directory, Last: p.Last, Obtained: now}
-	m.unstored[name] = chain
-	m.mu.Unlock()
-	return m.store(name, chain)
-}
-
-// store writes a chain that is served.
-func (m *Manager) store(name string, chain []byte) error {
-	err := makeDirs(m.opt.Dir, m.path(publicDir))
-	if err == nil {
-		err = durable.ReplaceFile(m.publicPath(name), chain)
-	}
-	if err = errors.Join(err, m.saveState()); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.unstored, name)
-	return nil
-}
-
-// storeAgain stores what could not be before: the error is over, and nothing is ordered for it.
-func (m *Manager) storeAgain(name string) {
-	select {
-	case m.ordering <- struct{}{}:
-		defer func() { <-m.ordering }()
-	default: // an order may bring another one
-		return
-	}
-	m.mu.Lock()
-	chain := m.unstored[name]
-	m.mu.Unlock()
-	if chain == nil || m.store(name, chain) != nil {
-		return
-	}
-	m.mu.Lock()
-	p := m.state.of(name)
-	p.Failures, p.Error, p.Next = 0, "", time.Time{}
-	m.mu.Unlock()
-	if err := m.saveState(); err != nil {
-		m.opt.Log.Warn("it cannot be stored that a certificate was stored", "name", name, "err", err)
-	}
-}
-
 // keepOrdered orders what is due, until ctx ends.
 func (m *Manager) keepOrdered(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -165,8 +30,11 @@ func (m *Manager) keepOrdered(ctx context.Context) {
 			pause = min(pause, max(time.Second, m.untilDue(a)))
 		}
 		m.rollOver(ctx)
-		if m.pending() {
+		switch files, disk := m.pending(); {
+		case files:
 			pause = min(pause, 5*time.Second)
+		case disk:
+			pause = min(pause, time.Minute)
 		}
 		select {
 		case <-m.wake:
@@ -190,11 +58,12 @@ func (m *Manager) untilDue(a *account) time.Duration {
 	return next
 }
 
-// pending reports whether something is watched closely.
-func (m *Manager) pending() bool {
+// pending reports what is watched closely: files, or a key that is announced; and a disk that
+// could not take a certificate.
+func (m *Manager) pending() (files, disk bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.next != nil || len(m.files) > 0
+	return m.next != nil || len(m.files) > 0, len(m.unstored) > 0
 }
 
 // orderDue orders the certificates that are due.
@@ -213,7 +82,7 @@ func (m *Manager) orderDue(ctx context.Context, a *account) {
 		due := !time.Now().Before(m.dueAt(a, name))
 		m.mu.Unlock()
 		if due {
-			_ = m.order(ctx, a, name, false) // it is taken down
+			_ = m.order(ctx, a, name, whenDue) // it is taken down
 		}
 		m.alert(name)
 	}
@@ -261,6 +130,10 @@ func (m *Manager) askInfo(a *account, name string) {
 		return
 	}
 	m.mu.Lock()
+	if m.public[name] != c { // renewed meanwhile: it is about the one before
+		m.mu.Unlock()
+		return
+	}
 	before := p.Info.SelectedTime
 	p.noteInfo(info, err, time.Now())
 	changed := !p.Info.SelectedTime.Equal(before)
@@ -275,9 +148,17 @@ func (m *Manager) askInfo(a *account, name string) {
 	}
 }
 
-// order orders a certificate once and takes down what became of it. next: with the key
-// that was announced.
-func (m *Manager) order(ctx context.Context, a *account, name string, next bool) error {
+// Why a certificate is ordered.
+type why int
+
+const (
+	whenDue  why = iota // it is due, if it still is when its turn comes
+	byHand              // an operator wants it
+	rollover            // with the key that was announced
+)
+
+// order orders a certificate once and takes down what became of it.
+func (m *Manager) order(ctx context.Context, a *account, name string, because why) error {
 	select {
 	case m.ordering <- struct{}{}:
 		defer func() { <-m.ordering }()
@@ -292,9 +173,13 @@ func (m *Manager) order(ctx context.Context, a *account, name string, next bool)
 	}
 	o := m.ordersFor(a, name)
 	m.mu.Lock()
-	m.useNext = next
+	if because == whenDue && time.Now().Before(m.dueAt(a, name)) {
+		m.mu.Unlock()
+		return nil // an operator came first
+	}
+	m.useNext = because == rollover
 	p := m.state.of(name)
-	p.Last = time.Now()
+	p.Last, p.Begun = time.Now(), true
 	// Every other time without a word of what is replaced: a CA that issued a certificate
 	// that could not be stored refuses to have the one before replaced again.
 	o.config.DisableARI = p.Failures%2 == 1
@@ -302,9 +187,9 @@ func (m *Manager) order(ctx context.Context, a *account, name string, next bool)
 	defer func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.useNext = false
+		m.useNext, p.Begun = false, false
 	}()
-	// Before the order: a node that dies in each of them counts them all the same.
+	// Before the order: if the node dies in it, it counts as one that failed.
 	if err := m.saveState(); err != nil {
 		m.opt.Log.Warn("it cannot be stored that a certificate is ordered", "err", err)
 	}
@@ -320,9 +205,13 @@ func (m *Manager) order(ctx context.Context, a *account, name string, next bool)
 		err = fmt.Errorf("obtained, but not taken into use or not stored: %w", err)
 	}
 	if ended(ctx) {
-		return ctx.Err()
+		m.mu.Lock()
+		p.Begun = false
+		m.mu.Unlock()
+		return errors.Join(ctx.Err(), m.saveState())
 	}
 	m.mu.Lock()
+	p.Begun = false
 	p.failed(err, time.Now())
 	first, pause := p.Failures == 1, p.Next
 	m.mu.Unlock()
@@ -386,7 +275,7 @@ func (m *Manager) Renew(ctx context.Context, name string) error {
 		if !m.ordered(name) {
 			continue
 		}
-		if err := m.order(ctx, a, name, false); err != nil {
+		if err := m.order(ctx, a, name, byHand); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}

@@ -25,6 +25,7 @@ type progress struct {
 	Last      time.Time `json:"last,omitzero"`       // when it was last ordered
 	Error     string    `json:"error,omitempty"`     // why that failed
 	Failures  int       `json:"failures,omitempty"`  // since the last success
+	Begun     bool      `json:"begun,omitempty"`     // an order is under way
 	Next      time.Time `json:"next,omitzero"`       // after a failure: not before
 	Obtained  time.Time `json:"obtained,omitzero"`   // when the last order succeeded
 	// Info is when the CA would have the certificate renewed, as asked at InfoAt.
@@ -49,6 +50,12 @@ func readState(dir string) (*state, error) {
 		err = json.Unmarshal(b, s)
 	} else if errors.Is(err, fs.ErrNotExist) {
 		err = nil
+	}
+	for _, p := range s.Orders {
+		if p != nil && p.Begun {
+			p.Begun = false
+			p.failed(errors.New("the node ended during the order"), p.Last)
+		}
 	}
 	if err != nil || s.Orders == nil {
 		s.Orders = map[string]*progress{}
@@ -170,7 +177,7 @@ func (p *progress) settled(from, until, now time.Time) time.Time {
 
 // notBefore is when the next order may be made.
 func (p *progress) notBefore(now time.Time) time.Time {
-	if p.Failures == 0 || now.Before(p.Last) { // the clock was ahead then
+	if p.Failures == 0 || now.Before(p.Last) || p.Next.Sub(now) > maxRateLimited+time.Hour { // the clock was ahead then
 		return time.Time{}
 	}
 	return p.Next

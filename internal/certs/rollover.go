@@ -98,7 +98,7 @@ func (m *Manager) rollOver(ctx context.Context) {
 		case early:
 			wait = errors.New("no certificate for it yet: " + p.Error)
 		default:
-			wait = m.order(ctx, a, name, true)
+			wait = m.order(ctx, a, name, rollover)
 		}
 	}
 	if wait == nil {

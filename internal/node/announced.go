@@ -10,85 +10,92 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"msgw/raftstore"
 )
 
 // announced keeps since when each key that is not used yet stands in the TLSA records of
-// every site that answers.
+// every site.
 type announced struct {
 	mu    sync.Mutex
-	since map[string]time.Time
-	why   map[string]string // those that lack it
+	first map[string]time.Time // when each was first looked for
+	since map[string]time.Time // since when all have it
+	why   map[string]string    // who lacks it
+	tlsa  time.Time            // when the zone was last seen to have TLSA records
 }
 
 // announcedLook is how often that is looked at.
 const announcedLook = 5 * time.Second
 
-// keyAnnounced returns nil once no resolver can have TLSA records without a key of this
-// node: twice their TTL after every site answers them (RFC 7671 section 8.1).
-func (n *Node) keyAnnounced(key string) error {
-	s := n.store.State()
-	if !s.Content.TLSA || !strings.HasSuffix(n.host(), "."+s.Zone.Name) {
+// ready returns nil once no resolver can have TLSA records without a key: twice their TTL, in
+// seconds, after every site answers them (RFC 7671 section 8.1).
+func (a *announced) ready(key string, tlsa bool, ttl uint32, now time.Time) error {
+	wait := 2 * time.Duration(ttl) * time.Second
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !tlsa {
+		// Those that were there until now may be known for as long as they live.
+		if until := a.tlsa.Add(wait); now.Before(until) {
+			return fmt.Errorf("until %s resolvers may have the TLSA records that the zone had", until.Local().Format(time.DateTime))
+		}
 		return nil
 	}
-	ttl := uint32(ttlTLSA)
-	if most := s.Signing.MaxTTL; most > 0 {
-		ttl = min(ttl, most)
-	}
-	n.announced.mu.Lock()
-	defer n.announced.mu.Unlock()
-	since, ok := n.announced.since[key]
+	since, ok := a.since[key]
 	if !ok {
-		return errors.New("not every site is known to answer TLSA records with it" + n.announced.why[key])
+		return errors.New("not every site is known to answer TLSA records with it" + a.why[key])
 	}
-	if until := since.Add(2 * time.Duration(ttl) * time.Second); time.Now().Before(until) {
+	if until := since.Add(wait); now.Before(until) {
 		return fmt.Errorf("until %s resolvers may have TLSA records without it", until.Local().Format(time.DateTime))
 	}
 	return nil
 }
 
-// watchAnnounced looks at the TLSA records of every site while a key is announced.
-func (n *Node) watchAnnounced(ctx context.Context) error {
-	for {
-		n.lookAtAnnounced(ctx)
-		select {
-		case <-time.After(announcedLook):
-		case <-ctx.Done():
-			return nil
+// look asks the sites, of which self is this one, for the TLSA records of this host. keys are
+// those that are not used yet.
+func (a *announced) look(keys []string, tlsa bool, now time.Time, ask func(site string) (*dns.Msg, error), self string, sites []string) {
+	first, lacks := map[string]time.Time{}, map[string]string{}
+	a.mu.Lock()
+	if tlsa {
+		a.tlsa = now
+	}
+	for _, key := range keys {
+		if first[key] = now; !a.first[key].IsZero() {
+			first[key] = a.first[key]
 		}
 	}
-}
-
-func (n *Node) lookAtAnnounced(ctx context.Context) {
-	coming := n.certs.Coming()
-	lacks := map[string]string{}
-	if len(coming) > 0 {
-		for _, site := range n.sites() {
-			m, err := n.askSite(ctx, site, "_25._tcp."+n.host(), dns.TypeTLSA)
-			if err != nil && site.Name != n.id.Name {
-				continue // nobody has records of it
-			}
-			for _, key := range coming {
-				if err != nil {
-					lacks[key] = fmt.Sprintf(": %s does not say: %v", site.Name, err)
-				} else if len(m.Answer) > 0 && !hasKey(m, key) {
-					lacks[key] = ": " + site.Name + " lacks it"
-				}
+	a.first = first
+	a.mu.Unlock()
+	for _, site := range sites {
+		if len(keys) == 0 {
+			break
+		}
+		m, err := ask(site)
+		if err == nil && m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
+			err = errors.New(dns.RcodeToString[m.Rcode])
+		}
+		for _, key := range keys {
+			switch {
+			case err == nil && len(m.Answer) > 0 && !hasKey(m, key):
+				lacks[key] = ": " + site + " lacks it"
+			case err == nil:
+			case site == self || now.Sub(first[key]) <= servedFor:
+				// It may be this node alone that it does not answer. What it was told last
+				// it answers for that long, and then nothing.
+				lacks[key] = fmt.Sprintf(": %s does not say: %v", site, err)
 			}
 		}
 	}
-	n.announced.mu.Lock()
-	defer n.announced.mu.Unlock()
-	was := n.announced.since
-	n.announced.since, n.announced.why = map[string]time.Time{}, lacks
-	for _, key := range coming {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	was := a.since
+	a.since, a.why = map[string]time.Time{}, lacks
+	for _, key := range keys {
 		if _, missing := lacks[key]; missing {
 			continue
 		}
-		since, seen := was[key]
-		if !seen {
-			since = time.Now()
+		if a.since[key] = now; !was[key].IsZero() {
+			a.since[key] = was[key]
 		}
-		n.announced.since[key] = since
 	}
 }
 
@@ -97,4 +104,36 @@ func hasKey(m *dns.Msg, key string) bool {
 		t, ok := rr.(*dns.TLSA)
 		return ok && strings.EqualFold(t.Certificate, key)
 	})
+}
+
+// keyAnnounced says whether a key of this node may be used; see certs.Options.
+func (n *Node) keyAnnounced(key string) error {
+	s := n.store.State()
+	if !strings.HasSuffix(n.host(), "."+s.Zone.Name) {
+		return nil // its TLSA records are not here
+	}
+	ttl := uint32(ttlTLSA)
+	if most := s.Signing.MaxTTL; most > 0 {
+		ttl = min(ttl, most)
+	}
+	return n.announced.ready(key, s.Content.TLSA, ttl, time.Now())
+}
+
+// watchAnnounced looks at the TLSA records of every site while a key is announced.
+func (n *Node) watchAnnounced(ctx context.Context) error {
+	for {
+		var names []string
+		nodes := map[string]raftstore.Node{}
+		for _, site := range n.sites() {
+			names, nodes[site.Name] = append(names, site.Name), site
+		}
+		n.announced.look(n.certs.Coming(), n.store.State().Content.TLSA, time.Now(), func(site string) (*dns.Msg, error) {
+			return n.askSite(ctx, nodes[site], "_25._tcp."+n.host(), dns.TypeTLSA)
+		}, n.id.Name, names)
+		select {
+		case <-time.After(announcedLook):
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
