@@ -141,4 +141,3 @@ func (m *Manager) storeAgain(name string) {
 		m.opt.Log.Warn("it cannot be stored that a certificate was stored", "name", name, "err", err)
 	}
 }
-

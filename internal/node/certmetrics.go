@@ -14,9 +14,9 @@ type certMetrics struct{ m *certs.Manager }
 var (
 	certExpiry = prometheus.NewDesc("msgw_certificate_expiry_seconds", "Time until the certificate that is served for this host ends; below 0 once it has.", nil, nil)
 	certEnds   = prometheus.NewDesc("msgw_certificate_not_after_timestamp_seconds", "When a certificate ends.", []string{"name", "source"}, nil)
-	certLast   = prometheus.NewDesc("msgw_certificate_last_attempt_timestamp_seconds", "When a certificate was last ordered.", []string{"name"}, nil)
-	certNext   = prometheus.NewDesc("msgw_certificate_next_attempt_timestamp_seconds", "When a certificate is ordered next.", []string{"name"}, nil)
-	certFailed = prometheus.NewDesc("msgw_certificate_failing", "1 if the last order of a certificate failed.", []string{"name"}, nil)
+	certLast   = prometheus.NewDesc("msgw_certificate_last_attempt_timestamp_seconds", "When a certificate was last ordered; 0: it never was.", []string{"name", "source"}, nil)
+	certNext   = prometheus.NewDesc("msgw_certificate_next_attempt_timestamp_seconds", "When a certificate is ordered next; 0: it is not.", []string{"name", "source"}, nil)
+	certFailed = prometheus.NewDesc("msgw_certificate_failing", "1 if a certificate could not be ordered, made or read the last time.", []string{"name", "source"}, nil)
 	certLate   = prometheus.NewDesc("msgw_certificate_trouble", "Certificates that a person should look at.", nil, nil)
 )
 
@@ -50,20 +50,21 @@ func (c certMetrics) Collect(ch chan<- prometheus.Metric) {
 		if !i.NotAfter.IsZero() {
 			set(certEnds, float64(i.NotAfter.Unix()), name, i.Source)
 		}
-		if i.Source != certs.FromACME {
-			continue
-		}
-		if !i.Last.IsZero() {
-			set(certLast, float64(i.Last.Unix()), name)
-		}
-		if !i.Next.IsZero() {
-			set(certNext, float64(i.Next.Unix()), name)
-		}
 		failing := 0.0
 		if i.Error != "" {
 			failing = 1
 		}
-		set(certFailed, failing, name)
+		set(certFailed, failing, name, i.Source)
+		set(certLast, unix(i.Last), name, i.Source)
+		set(certNext, unix(i.Next), name, i.Source)
 	}
 	set(certLate, float64(trouble))
+}
+
+// unix is a time as metrics have it; none is 0.
+func unix(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.Unix())
 }
