@@ -102,12 +102,17 @@ person, 0 if all is well.`}
 		if err := table(out, append([][]string{{"\nMX", "STATE", "CLASS", "WEIGHT", "FIRST IN", "WHY"}}, mxRows(s.MX)...)); err != nil {
 			return err
 		}
-		rows = [][]string{{"\nCERTIFICATE", "FROM", "UNTIL", "SERVED"}}
+		rows = [][]string{{"\nCERTIFICATE", "FROM", "UNTIL", "SERVED", "LAST ORDER", "NEXT ORDER"}}
 		for _, x := range s.Certs {
-			rows = append(rows, []string{strings.Join(x.Names, " "), x.Source, x.NotAfter.Format(time.DateOnly), yesNo(x.Served)})
+			rows = append(rows, []string{strings.Join(x.Names, " "), x.Source, when(x.NotAfter), yesNo(x.Served), when(x.Last), when(x.Next)})
 		}
 		if err := table(out, rows); err != nil {
 			return err
+		}
+		for _, x := range s.Certs {
+			if x.Error != "" {
+				fmt.Fprintf(out, "last order for %s: %s\n", strings.Join(x.Names, " "), x.Error)
+			}
 		}
 		for _, t := range s.Trouble {
 			fmt.Fprintln(out, "\nTROUBLE", t)
