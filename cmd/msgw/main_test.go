@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -32,13 +33,20 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"msgw": main})
 }
 
+// given are the ports that scripts have.
+var given sync.Map
+
 // freePorts returns n ports of 127.0.0.1 that are free for TCP and UDP. They are below those
-// that the kernel gives to connections, of which scripts beside this one make many.
+// that the kernel gives to connections, of which scripts beside this one make many, and are
+// given once only: a script may not use them until long after.
 func freePorts(n int) ([]string, error) {
 	var ports []string
 	for range n {
 		for {
 			port := strconv.Itoa(10000 + rand.IntN(20000))
+			if _, taken := given.LoadOrStore(port, true); taken {
+				continue
+			}
 			l, err := net.Listen("tcp", "127.0.0.1:"+port)
 			if errors.Is(err, syscall.EADDRINUSE) {
 				continue
