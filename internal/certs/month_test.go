@@ -3,8 +3,12 @@ package certs_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +19,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"msgw/internal/ca"
 	"msgw/internal/certs"
 	"msgw/internal/certs/acmetest"
 )
@@ -353,6 +358,9 @@ func TestTornFiles(t *testing.T) {
 	h.stop()
 	var files []string
 	err := filepath.WalkDir(h.dir, func(path string, d os.DirEntry, err error) error {
+		if fi, ierr := d.Info(); ierr != nil || !d.IsDir() && fi.Mode() != 0o600 {
+			t.Errorf("%s: %v, %v", path, fi.Mode(), ierr)
+		}
 		if err == nil && !d.IsDir() && strings.Contains(path, name) || err == nil && strings.HasSuffix(path, ".json") && !d.IsDir() {
 			files = append(files, path)
 		}
@@ -623,6 +631,51 @@ func TestFiles(t *testing.T) {
 	}
 	if err := h.m.RollOver(""); !errors.Is(err, certs.ErrByFile) {
 		t.Errorf("rollover: %v", err)
+	}
+}
+
+// What is in force is served before what has ended, whoever brought it.
+func TestEndedFile(t *testing.T) {
+	t.Parallel()
+	virtual(t, 90*day, nil, func(t *testing.T, h *host, s *acmetest.Server) {
+		public, dir := h.leaf(name), memoryDir(t)
+		h.opt.Files = []certs.File{{Chain: filepath.Join(dir, "host.pem"), Key: filepath.Join(dir, "host.pem")}}
+		brief(t, h.opt.Files[0].Chain, 4*time.Hour)
+		h.restart()
+		if i := h.m.List()[0]; i.Source != certs.FromFile || !i.Served || h.leaf(name).Equal(public) {
+			t.Fatalf("the file is not served: %+v", i)
+		}
+		h.live(4*time.Hour - time.Minute)
+		if i := h.m.List()[0]; !i.Served || !strings.Contains(i.Trouble, "it ends ") {
+			t.Errorf("before it ends: %+v", i)
+		}
+		h.live(2 * time.Minute)
+		if i := h.m.List()[0]; !h.leaf(name).Equal(public) || i.Served || !strings.Contains(i.Trouble, "it ended ") {
+			t.Errorf("after it has ended: %+v", i)
+		}
+	})
+}
+
+// brief writes a certificate of a short life, and its key, into one file.
+func brief(t *testing.T, path string, life time.Duration) {
+	t.Helper()
+	key, err := ca.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(7), DNSNames: []string{name}, NotBefore: now, NotAfter: now.Add(life)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err == nil {
+		err = os.WriteFile(path, slices.Concat(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+			pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
