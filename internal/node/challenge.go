@@ -114,9 +114,6 @@ func (n *Node) sites() (out []raftstore.Node) {
 	return out
 }
 
-// askFunc is health.AskDNS.
-type askFunc func(ctx context.Context, address, name string, qtype uint16) (*dns.Msg, error)
-
 // askSite asks a site's DNS, as the world does, a question. The error is that none of its
 // addresses answers.
 func (n *Node) askSite(ctx context.Context, site raftstore.Node, name string, qtype uint16) (*dns.Msg, error) {
@@ -128,15 +125,11 @@ func (n *Node) askSite(ctx context.Context, site raftstore.Node, name string, qt
 			where = append(where, net.JoinHostPort(a.String(), strconv.Itoa(site.DNSPort)))
 		}
 	}
-	ask := n.askDNS
-	if ask == nil {
-		ask = health.AskDNS
-	}
 	err := fmt.Errorf("%s has no address", site.Name)
 	for _, to := range where {
 		asking, cancel := context.WithTimeout(ctx, challengeAsk)
 		var m *dns.Msg
-		m, err = ask(asking, to, name, qtype)
+		m, err = health.AskDNS(asking, to, name, qtype)
 		cancel()
 		if err == nil {
 			return m, nil

@@ -64,7 +64,6 @@ type Node struct {
 	told       toldServed              // what the other sites say that they serve
 	lookedUp   lookedUp                // addresses of exchanges
 	announced  announced               // keys that are not used yet
-	askDNS     askFunc                 // how the DNS of the sites is asked; nil: as the world does
 
 	rejoining sync.Mutex   // held while this node changes its lineage
 	leaving   atomic.Int64 // until when this node takes no mail, in nanoseconds since 1970
