@@ -82,17 +82,17 @@ func TestWindowAlwaysPast(t *testing.T) {
 		s.Suggest(&acmetest.Window{Start: now.Add(-48 * time.Hour), End: now.Add(-24 * time.Hour), Retry: time.Hour})
 		h.run()
 		time.Sleep(10 * time.Minute)
-		if n := s.Orders(); n != 1 {
+		if n := s.Orders(); n != 2 { // one may have to be replaced at once
 			h.stop()
 			t.Fatalf("%d orders in ten minutes", n)
 		}
 		time.Sleep(12 * time.Hour)
 		s.At(time.Now())
-		if n := s.Orders(); n != 1 {
+		if n := s.Orders(); n != 2 {
 			t.Errorf("%d orders in half a day", n)
 		}
 		time.Sleep(36 * time.Hour)
-		if n := s.Orders(); n < 2 || n > 3 {
+		if n := s.Orders(); n < 3 || n > 4 {
 			t.Errorf("%d orders in two days", n)
 		}
 		h.stop()

@@ -180,6 +180,8 @@ func (m *Manager) order(ctx context.Context, a *account, name string, because wh
 	m.useNext = because == rollover
 	p := m.state.of(name)
 	p.Last, p.Begun = time.Now(), true
+	c := m.public[name]
+	early := because == whenDue && c != nil && p.Directory == a.settings.Directory && p.early(c.Leaf.NotBefore, c.Leaf.NotAfter, p.Last)
 	// Every other time without a word of what is replaced: a CA that issued a certificate
 	// that could not be stored refuses to have the one before replaced again.
 	o.config.DisableARI = p.Failures%2 == 1
@@ -197,8 +199,14 @@ func (m *Manager) order(ctx context.Context, a *account, name string, because wh
 	if err == nil {
 		if err = m.accept(a, name, chain); err == nil {
 			m.mu.Lock()
+			p.Early = early
 			until := m.public[name].Leaf.NotAfter
 			m.mu.Unlock()
+			if early {
+				if err := m.saveState(); err != nil {
+					m.opt.Log.Warn("it cannot be stored that a certificate was obtained", "err", err)
+				}
+			}
 			m.opt.Log.Info("certificate obtained", "name", name, "directory", a.settings.Directory, "until", until)
 			return nil
 		}

@@ -28,6 +28,7 @@ type progress struct {
 	Begun     bool      `json:"begun,omitempty"`     // an order is under way
 	Next      time.Time `json:"next,omitzero"`       // after a failure: not before
 	Obtained  time.Time `json:"obtained,omitzero"`   // when the last order succeeded
+	Early     bool      `json:"early,omitempty"`     // it was made by itself soon after the one before
 	// Info is when the CA would have the certificate renewed, as asked at InfoAt.
 	Info   acme.RenewalInfo `json:"info,omitzero"`
 	InfoAt time.Time        `json:"info_at,omitzero"`
@@ -165,14 +166,19 @@ func (p *progress) due(from, until time.Time) time.Time {
 	return until.Add(-life / 3)
 }
 
-// settled is when a certificate that was obtained may be renewed at the earliest: a CA whose
-// windows are always past, or that shares no clock with this node, would else be asked every
-// minute until it refuses.
+// settled is when a certificate that was obtained early may be renewed again at the earliest: a
+// CA may have one replaced at once that it just issued, but one whose windows are always past
+// would be asked every minute until it refuses.
 func (p *progress) settled(from, until, now time.Time) time.Time {
-	if now.Before(p.Obtained) { // the clock was ahead then
+	if !p.Early || now.Before(p.Obtained) { // the clock was ahead then
 		return time.Time{}
 	}
 	return p.Obtained.Add(min(24*time.Hour, until.Sub(from)/6))
+}
+
+// early reports whether a renewal comes before a sixth of a certificate's life is over.
+func (p *progress) early(from, until, now time.Time) bool {
+	return now.Before(p.Obtained.Add(until.Sub(from) / 6))
 }
 
 // notBefore is when the next order may be made.
