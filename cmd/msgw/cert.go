@@ -60,10 +60,7 @@ week are what Let's Encrypt allows.`}
 		if err != nil {
 			return err
 		}
-		if *asJSON {
-			return printJSON(c.OutOrStdout(), s)
-		}
-		return printCertificates(c.OutOrStdout(), s)
+		return showCertificates(c.OutOrStdout(), *asJSON, s)
 	}
 	return c
 }
@@ -86,10 +83,7 @@ All of that happens by itself; 'msgw cert list' shows where it stands.`}
 		if err != nil {
 			return err
 		}
-		if *asJSON {
-			return printJSON(c.OutOrStdout(), s)
-		}
-		return printCertificates(c.OutOrStdout(), s)
+		return showCertificates(c.OutOrStdout(), *asJSON, s)
 	}
 	return c
 }
@@ -125,6 +119,13 @@ Exit code 1 if anything is not as it should be.`}
 		return err
 	}
 	return c
+}
+
+func showCertificates(w io.Writer, asJSON bool, s admin.Certificates) error {
+	if asJSON {
+		return printJSON(w, s)
+	}
+	return printCertificates(w, s)
 }
 
 func printCertificates(w io.Writer, s admin.Certificates) error {

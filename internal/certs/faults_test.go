@@ -187,6 +187,21 @@ func TestFileHeals(t *testing.T) {
 	})
 }
 
+// A host that the DNS does not answer for yet is waited for without being busy.
+func TestUnknownHostIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	inVirtualTime(t, 90*day, &farAway, func(t *testing.T, h *host, s *acmetest.Server) {
+		var asked atomic.Int64
+		h.opt.Known = func(string) bool { asked.Add(1); return false }
+		h.run()
+		time.Sleep(time.Hour)
+		if n := asked.Load(); n > 100 || s.Orders() != 0 {
+			t.Errorf("looked at %d times in an hour, %d orders", n, s.Orders())
+		}
+		h.stop()
+	})
+}
+
 // The key of a file is announced before it is served, also if it was served some time before.
 func TestFileComesBack(t *testing.T) {
 	t.Parallel()

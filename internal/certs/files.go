@@ -42,8 +42,11 @@ const maxFile = 1 << 20
 func (m *Manager) lookAtFiles(now time.Time) {
 	for _, f := range m.files {
 		chain, err := readFile(f.Chain)
-		key, kerr := readFile(f.Key)
-		if err = errors.Join(err, kerr); err != nil {
+		var key []byte
+		if err == nil {
+			key, err = readFile(f.Key)
+		}
+		if err != nil {
 			m.noteFile(f, nil, err)
 			continue
 		}

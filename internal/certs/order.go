@@ -48,7 +48,7 @@ func (m *Manager) keepOrdered(ctx context.Context) {
 func (m *Manager) untilDue(a *account) time.Duration {
 	next := time.Duration(1<<63 - 1)
 	for _, name := range m.wanted() {
-		if m.byFile(name) {
+		if !m.ordered(name) {
 			continue
 		}
 		m.mu.Lock()
@@ -97,6 +97,11 @@ func (m *Manager) ordered(name string) bool {
 func (m *Manager) byFile(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.brought(name)
+}
+
+// brought is byFile; m.mu is held.
+func (m *Manager) brought(name string) bool {
 	return slices.ContainsFunc(m.files, func(f *file) bool { return f.cert != nil && f.cert.Leaf.VerifyHostname(name) == nil })
 }
 

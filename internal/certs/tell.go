@@ -109,9 +109,8 @@ func (m *Manager) List() []Info {
 // listPublic adds what is held or ordered of the directory for a name; m.mu is held.
 func (m *Manager) listPublic(infos []Info, name string, now time.Time, serves func(*tls.Certificate) bool) []Info {
 	p, c := m.state.of(name), m.public[name]
-	brought := slices.ContainsFunc(m.files, func(f *file) bool { return f.cert != nil && f.cert.Leaf.VerifyHostname(name) == nil })
-	known := !slices.Contains(m.opt.Names, name) || m.opt.Known(name)
-	if (brought || !known) && c == nil {
+	ordered := !m.brought(name) && (!slices.Contains(m.opt.Names, name) || m.opt.Known(name))
+	if !ordered && c == nil {
 		return infos
 	}
 	i := Info{Names: []string{name}, Source: FromACME}
@@ -119,7 +118,7 @@ func (m *Manager) listPublic(infos []Info, name string, now time.Time, serves fu
 		i = describe(c.Leaf, FromACME)
 		i.Served = serves(c)
 	}
-	if brought || !known {
+	if !ordered {
 		return append(infos, i)
 	}
 	i.Last, i.Error, i.Next = p.Last, p.Error, m.dueAt(m.acme, name)
